@@ -1,0 +1,46 @@
+# `make demo` and `make test` are all a fresh machine needs; each target makes .venv from the lock by itself.
+PYTHON ?= python3.11
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+LOCK := requirements-$(VERSION).lock
+STAMP := .venv/stamp-$(VERSION)-$(shell cat $(LOCK) setup.py 2>/dev/null | cksum | cut -d' ' -f1)
+BIN := .venv/bin
+WORKERS ?= 2
+
+.PHONY: setup demo scores test soak lint bench lock clean
+
+setup: $(STAMP)
+
+$(STAMP): $(LOCK) setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "vidgen needs Python 3.11 or later; try PYTHON=python3.12"; exit 2; }
+	rm -rf .venv
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement $(LOCK)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+lock:  ## new versions and hashes for both Pythons; needs uv and both interpreters on the PATH
+	for v in 3.11 3.12; do uv pip compile setup.py --extra dev --upgrade --generate-hashes --no-annotate --no-header \
+	  --quiet --python $$(command -v python$$v) --output-file requirements-$$v.lock || exit 1; done
+
+demo: $(STAMP)
+	$(BIN)/python launch/demo.py
+
+scores: $(STAMP)
+	$(BIN)/python launch/scores.py
+
+test: $(STAMP)
+	$(BIN)/pytest -n $(WORKERS) tests
+
+soak: $(STAMP)
+	VIDGEN_SOAK=1 $(BIN)/pytest tests -m soak
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+
+bench: $(STAMP)
+	$(BIN)/vidgen bench
+
+clean:
+	rm -rf .venv build *.egg-info

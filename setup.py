@@ -1,0 +1,59 @@
+"""Packaging of vidgen. Versions are bounded here and pinned, with hashes, in `requirements-*.lock`."""
+
+from setuptools import find_packages, setup
+
+BASE = [
+  "clu>=0.0.12",
+  "einops>=0.8",
+  "flatbuffers>=25",  # jax.export needs it to serialise
+  "flax>=0.12.8",
+  "grain>=0.2.18",  # 0.2.17 and before truncated strings in shared memory
+  "jax>=0.10.2",
+  "jaxtyping>=0.3",
+  "ml-collections>=1.1",
+  "msgpack>=1.1",
+  "numpy>=2.0",
+  "optax>=0.2.8",
+  "orbax-checkpoint>=0.12.8",
+  "safetensors>=0.8",
+  "tensorboardX>=2.6",  # event files without TensorFlow
+]
+DATA = [
+  "array_record>=0.8.3",
+  "av>=18.0",
+  "pillow>=12.0",
+  "pyarrow>=21",
+  "sentencepiece>=0.2",
+  "tensorflow-datasets>=4.9.10",
+]
+EVAL = ["scipy>=1.16"]
+DEV = [
+  "basedpyright>=1.30",  # pyright with its node in the wheel, so that the lock covers it
+  "beartype>=0.22",
+  "hypothesis>=6.140",
+  "pytest>=9",
+  "pytest-xdist>=3.8",
+  "ruff>=0.14",
+]
+
+BUILD = ["setuptools>=80", "wheel>=0.45"]  # the editable install runs without build isolation
+
+setup(
+  name="vidgen",
+  version="0.1.0",
+  description="Train, sample, evaluate and export text-to-video systems in JAX, at pod scale",
+  license="Apache-2.0",
+  python_requires=">=3.11",
+  packages=find_packages(include=["vidgen", "vidgen.*"]),
+  package_data={"vidgen": ["**/*.html", "**/*.css", "**/*.js", "**/README.md"]},
+  install_requires=BASE,
+  extras_require={
+    "tpu": ["jax[tpu]"],
+    "cuda12": ["jax[cuda12]"],
+    "data": DATA,
+    "eval": DATA + EVAL,
+    "oracle": ["torch==2.13.0", "transformers>=5", "diffusers>=0.36"],
+    "dev": DATA + EVAL + DEV + BUILD,
+  },
+  entry_points={"console_scripts": ["vidgen=vidgen.cli:main"]},
+)

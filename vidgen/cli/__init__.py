@@ -1,0 +1,55 @@
+"""The command line: `vidgen VERB`. Each verb is a module with `add_arguments(parser)` and `run(args)`."""
+
+import argparse
+import importlib
+import sys
+import traceback
+from collections.abc import Sequence
+
+from vidgen import __version__
+from vidgen.errors import ConfigError, VidgenError
+
+# verb -> one line of help; its module is vidgen.cli.<verb>, imported only when it is called
+VERBS = {
+  "data": "build a dataset from a recipe, or check one",
+  "train": "train a stage; resumes by itself",
+  "sample": "generate videos from prompts",
+  "eval": "score generated samples",
+  "export": "write weights or a runnable program for serving",
+  "inspect": "show step, config, parameters and digests",
+  "report": "write one self-contained HTML page about a run",
+  "bench": "time the train step and the input pipeline",
+}
+
+EXIT_CODES = """exit codes: 0 done; 2 bad usage or config; 3 bad data; 4 bad or mismatched checkpoint;
+5 non-finite training; 143 preempted and saved"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  """Runs one verb and returns its exit code."""
+  arguments = list(sys.argv[1:] if arguments is None else arguments)
+  parser = argparse.ArgumentParser(
+    prog="vidgen",
+    description="Train, sample, evaluate and export text-to-video systems in JAX.",
+    epilog=EXIT_CODES,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument("--version", action="version", version=f"vidgen {__version__}")
+  verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+  wanted = next((a for a in arguments if not a.startswith("-")), None)
+  for verb, summary in VERBS.items():
+    sub = verbs.add_parser(verb, help=summary, description=summary, epilog=EXIT_CODES)
+    if verb == wanted:
+      importlib.import_module(f"vidgen.cli.{verb}").add_arguments(sub)
+    sub.add_argument("--debug", action="store_true", help="show tracebacks")
+  args, rest = parser.parse_known_args(arguments)
+  try:
+    args.overrides = rest
+    if rest and not getattr(args, "takes_overrides", False):
+      raise ConfigError(f"unknown argument {rest[0]!r}; see vidgen {args.verb} --help")
+    return importlib.import_module(f"vidgen.cli.{args.verb}").run(args) or 0
+  except VidgenError as error:
+    if args.debug:
+      traceback.print_exc()
+    print(f"vidgen {args.verb}: {error}", file=sys.stderr)
+    return error.exit_code

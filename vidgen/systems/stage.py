@@ -1,0 +1,110 @@
+"""The seam: a stage is one trainable network with everything that is particular to it.
+
+The loop, the sampler, the exporter, the planner and the tests know stages only through `Stage`.
+A system (a folder beside this file) is a set of stages; adding one changes nothing in the loop.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Params = Any  # a pytree of float arrays
+Batch = Mapping[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class ArraySpec:
+  """One input array: its shape, dtype, and the logical name of each axis (None: not sharded)."""
+
+  shape: tuple[int, ...]
+  dtype: Any
+  axes: tuple[str | None, ...]
+
+  def __post_init__(self):
+    if len(self.shape) != len(self.axes):
+      raise ValueError(f"shape {self.shape} and axes {self.axes} differ in length")
+
+  def struct(self, sharding: jax.sharding.Sharding | None = None) -> jax.ShapeDtypeStruct:
+    """The abstract value of this array."""
+    return jax.ShapeDtypeStruct(self.shape, jnp.dtype(self.dtype), sharding=sharding)
+
+  def zeros(self) -> np.ndarray:
+    """A host array of this shape and dtype, for compiling and for tests."""
+    return np.zeros(self.shape, jnp.dtype(self.dtype))
+
+
+BatchSpec = Mapping[str, ArraySpec]
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleSettings:
+  """How to sample: `steps` network evaluations (twice that with guidance), guidance scale (1: off).
+
+  `schedule` and `linear_steps` are read by flow-matching stages: "linear_quadratic" follows the
+  first half of a uniform grid of `linear_steps` steps, then spaces the rest quadratically
+  (Movie Gen, section 3.4.2: 50 steps, 250 or 1000 linear ones).
+  """
+
+  steps: int = 50
+  guidance_scale: float = 7.5
+  schedule: str = "linear_quadratic"
+  linear_steps: int = 250
+
+  def __post_init__(self):
+    if self.steps < 1:
+      raise ValueError(f"steps must be at least 1, got {self.steps}")
+    if self.guidance_scale < 0:
+      raise ValueError(f"guidance_scale must not be negative, got {self.guidance_scale}")
+    if self.schedule not in ("linear", "linear_quadratic"):
+      raise ValueError(f"schedule {self.schedule!r} is neither 'linear' nor 'linear_quadratic'")
+
+
+class Stage(Protocol):
+  """A trainable network as pure functions over pytrees. All arrays have a leading batch axis b."""
+
+  @property
+  def buckets(self) -> tuple[str, ...]:
+    """Names of the batch shapes this stage trains on, such as ("video", "image")."""
+    ...
+
+  def init(self, rng: jax.Array) -> Params:
+    """Fresh float32 parameters from one typed key."""
+    ...
+
+  def loss(self, params: Params, batch: Batch, rng: jax.Array) -> tuple[jax.Array, Metrics]:
+    """The mean loss over the batch, and scalar metrics.
+
+    `rng` holds one typed key per example, [b]: what is drawn for an example depends on its key
+    alone, so micro-batches, devices and hosts change nothing.
+    """
+    ...
+
+  def sample(
+    self, params: Params, inputs: Batch, rng: jax.Array, settings: SampleSettings
+  ) -> dict[str, jax.Array]:
+    """Samples for `inputs` (the batch less what is generated); `rng` [b] as in `loss`.
+
+    Returns "latents" (what the network generates) and "video" [b, t, h, w, c] in [-1, 1].
+    """
+    ...
+
+  def decode(self, params: Params, latents: jax.Array) -> jax.Array:
+    """Latents to video [b, t, h, w, c] in [-1, 1]; the last part of `sample`."""
+    ...
+
+  def batch_spec(self, batch_size: int, bucket: str = "video") -> BatchSpec:
+    """Names, shapes, dtypes and logical axes of what `loss` eats."""
+    ...
+
+  def flops(self, batch_spec: BatchSpec) -> float:
+    """Model FLOPs of one forward pass over such a batch (2 per multiply-add)."""
+    ...
+
+  def logical_axes(self) -> Any:
+    """A pytree like the parameters, each leaf a tuple of logical axis names or None."""
+    ...
