@@ -90,7 +90,7 @@ def _set(config: ConfigDict, key: str, value: Any) -> None:
     node[last] = value
 
 
-def build(cls: type[T], tree: Mapping[str, Any] | ConfigDict, *, path: str = "config") -> T:
+def build(cls: type[T], tree: Any, *, path: str = "config") -> T:
   """Builds the dataclass `cls` from a mapping, checking names and types all the way down.
 
   Raises:
@@ -145,7 +145,9 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
       kinds = arguments
     else:
       kinds = (arguments[0],) * len(value)
-    items = (_convert(k, v, f"{path}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+    items = (
+      _convert(k, v, f"{path}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True))
+    )
     return origin(items)
   if origin in (dict, Mapping):
     return {k: _convert(arguments[1], v, f"{path}.{k}") for k, v in dict(value).items()}
