@@ -1,4 +1,4 @@
-"""Packaging of vidgen. Versions are bounded here and pinned, with hashes, in `requirements-*.lock`."""
+"""Packaging of vidgen. Versions are bounded here; `requirements-*.lock` pins them with hashes."""
 
 from setuptools import find_packages, setup
 

@@ -1,4 +1,7 @@
-"""The command line: `vidgen VERB`. Each verb is a module with `add_arguments(parser)` and `run(args)`."""
+"""The command line: `vidgen VERB`.
+
+Each verb is a module here with `add_arguments(parser)` and `run(args)`.
+"""
 
 import argparse
 import importlib
@@ -21,8 +24,8 @@ VERBS = {
   "bench": "time the train step and the input pipeline",
 }
 
-EXIT_CODES = """exit codes: 0 done; 2 bad usage or config; 3 bad data; 4 bad or mismatched checkpoint;
-5 non-finite training; 143 preempted and saved"""
+EXIT_CODES = """exit codes: 0 done; 2 bad usage or config; 3 bad data;
+4 bad or mismatched checkpoint; 5 non-finite training; 143 preempted and saved"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
