@@ -5,6 +5,7 @@ LOCK := requirements-$(VERSION).lock
 STAMP := .venv/stamp-$(VERSION)-$(shell cat $(LOCK) setup.py 2>/dev/null | cksum | cut -d' ' -f1)
 BIN := .venv/bin
 WORKERS ?= 2
+SCORE_STEPS ?= 30000  # about an hour on two cores
 
 .PHONY: setup demo scores test soak lint bench lock clean
 
@@ -26,7 +27,7 @@ demo: $(STAMP)
 	$(BIN)/python launch/demo.py
 
 scores: $(STAMP)
-	$(BIN)/python launch/scores.py
+	$(BIN)/python launch/demo.py --out runs/scores --samples 256 --config.train.steps=$(SCORE_STEPS)
 
 test: $(STAMP)
 	$(BIN)/pytest -n $(WORKERS) tests
