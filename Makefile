@@ -5,7 +5,8 @@ LOCK := requirements-$(VERSION).lock
 STAMP := .venv/stamp-$(VERSION)-$(shell cat $(LOCK) setup.py 2>/dev/null | cksum | cut -d' ' -f1)
 BIN := .venv/bin
 WORKERS ?= 2
-SCORE_STEPS ?= 30000  # about an hour on two cores
+# about an hour on two cores
+SCORE_STEPS ?= 30000
 
 .PHONY: setup demo scores test soak lint bench lock clean
 
