@@ -1,1 +1,1 @@
-"""diffusion"""
+"""The mathematics of diffusion and flow matching: no networks, no configs."""

@@ -1,1 +1,1 @@
-"""nn"""
+"""Parts of networks: pure, and with no system's name in them."""

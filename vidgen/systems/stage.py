@@ -6,7 +6,7 @@ A system (a folder beside this file) is a set of stages; adding one changes noth
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +64,7 @@ class SampleSettings:
       raise ValueError(f"schedule {self.schedule!r} is neither 'linear' nor 'linear_quadratic'")
 
 
+@runtime_checkable  # so that the tests' type checks can tell a stage
 class Stage(Protocol):
   """A trainable network as pure functions over pytrees. All arrays have a leading batch axis b."""
 

@@ -1,0 +1,102 @@
+"""Movie Gen Video at 256 pixels: text-to-image and text-to-video, jointly (section 3.1.4).
+
+  vidgen train --config configs/movie_gen/t2v_256.py:tiny --data DIR --workdir DIR
+
+Variants: 30b (the paper's model), 5b (its ablations'), 1b, and tiny, which learns ShapesWorld in
+pixel space on two CPU cores. All but tiny eat latents (16 channels, stride 8 x 8 x 8) and the
+embeddings of UL2, ByT5 and MetaCLIP, computed beforehand. Learning rates, batch and iterations of
+30b are the joint stage's (Table 3 of the paper); the optimizer, its warm-up, weight decay and EMA
+are not given by the paper. Meant for v5p or H100 pods.
+"""
+
+import ml_collections
+
+# layers, width, heads, MLP width. The MLP width of 5b, and all of 1b, are not given by the paper.
+SIZES = {
+  "1b": (24, 1536, 16, 4096),
+  "5b": (32, 3072, 24, 8192),
+  "30b": (48, 6144, 48, 16384),
+}
+
+RULES = [
+  ["batch", ["data", "fsdp"]],
+  ["tokens", "context"],
+  ["embed", "fsdp"],
+  ["heads", "tensor"],
+  ["mlp", "tensor"],
+  ["embed_out", "tensor"],
+]
+
+
+def get_config(arg: str = "30b") -> ml_collections.ConfigDict:
+  """The config of variant `arg`: 1b, 5b, 30b or tiny."""
+  config = tiny() if arg == "tiny" else full(*SIZES[arg])
+  config["name"] = f"movie_gen_t2v_256_{arg}"
+  return ml_collections.ConfigDict(config)
+
+
+def bucket(name: str, frames: int, height: int, width: int, *, fps: float = 16.0) -> dict:
+  """A batch shape of the input pipeline."""
+  subset = "image" if name == "image" else "video"
+  sides = {"frames": frames, "height": height, "width": width}
+  return {"name": name, "subset": subset, **sides, "fps": fps}
+
+
+def full(layers: int, width: int, heads: int, mlp_width: int) -> dict:
+  """A model over latents; defaults of the stage are the paper's."""
+  videos = [("video", 256), ("video_192", 192), ("video_128", 128), ("image", 1)]
+  return {
+    "stage": {
+      "name": "movie_gen/t2v",
+      "fields": {
+        "layers": layers,
+        "width": width,
+        "heads": heads,
+        "mlp_width": mlp_width,
+        "buckets": [
+          {"name": name, "frames": frames, "height": 256, "width": 256} for name, frames in videos
+        ],
+      },
+    },
+    "inputs": {"buckets": [bucket(name, frames, 256, 256) for name, frames in videos]},
+    "train": {"steps": 185_000, "batch_size": 1536, "optimizer": {"learning_rate": 6e-5}},
+    "mesh": {"data": 1, "fsdp": -1, "context": 1, "tensor": 4},
+    "rules": RULES,
+    "sample": {"steps": 50, "guidance_scale": 7.5, "linear_steps": 250},
+  }
+
+
+def tiny() -> dict:
+  """ShapesWorld, 8 frames of 16 x 16 pixels."""
+  return {
+    "stage": {
+      "name": "movie_gen/t2v",
+      "fields": {
+        "layers": 6,
+        "width": 192,
+        "heads": 6,
+        "mlp_width": 512,
+        "patch": [4, 4, 4],
+        "max_grid": [2, 4, 4],
+        "qk_norm": True,
+        "pooled_text": True,
+        "latent": None,
+        "text_streams": {},
+        "text_encoder": {"length": 96, "words": 24, "width": 128},
+        "buckets": [{"name": "video", "frames": 8, "height": 16, "width": 16}],
+        "prediction": "data",
+        "dtype": "float32",
+        "remat": "none",
+      },
+    },
+    "inputs": {"buckets": [bucket("video", 8, 16, 16, fps=4.0)], "text_length": 96},
+    "train": {
+      "steps": 2000,
+      "batch_size": 64,
+      "ema_decay": 0.999,
+      "optimizer": {"learning_rate": 1e-3, "warmup_steps": 100},
+    },
+    "mesh": {"data": -1, "fsdp": 1, "context": 1, "tensor": 1},
+    "rules": RULES,
+    "sample": {"steps": 32, "guidance_scale": 3.0, "linear_steps": 64},
+  }

@@ -1,0 +1,33 @@
+"""Classifier-free guidance. A scale of 1 means off."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+Conditioned = Callable[[Array, PyTree, PyTree], Array]
+
+
+def guided(
+  predict: Conditioned, *, conditional: PyTree, null: PyTree, scale: float
+) -> Callable[[Array, PyTree], Array]:
+  """`null + scale * (conditional - null)` as a function of (x [b, ...], time).
+
+  `predict(x, time, condition)` is called once a step, with both passes in one batch of 2b; at
+  scale 1 the null pass is skipped, at scale 0 the conditional one. All arguments are pytrees with
+  a leading batch axis.
+  """
+  if scale in (0.0, 1.0):
+    return lambda x, time: predict(x, time, conditional if scale else null)
+  both = _stack(conditional, null)
+
+  def prediction(x: Array, time: PyTree) -> Array:
+    with_text, without = jnp.split(predict(_stack(x, x), _stack(time, time), both), 2)
+    return without + scale * (with_text - without)
+
+  return prediction
+
+
+def _stack(a: PyTree, b: PyTree) -> PyTree:
+  return jax.tree.map(lambda x, y: jnp.concatenate([x, y]), a, b)

@@ -1,0 +1,344 @@
+"""Movie Gen Video as a stage: a flow-matching transformer over latents, conditioned on text."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
+
+from vidgen.diffusion import flow
+from vidgen.diffusion.guidance import guided
+from vidgen.errors import ConfigError
+from vidgen.models.movie_gen_dit import MovieGenDiT, forward_flops
+from vidgen.nn.partition import axes_of, unboxed
+from vidgen.nn.patches import grid_of
+from vidgen.nn.words import END, ByteWordEncoder, word_encoder_flops
+from vidgen.systems.stage import ArraySpec, Batch, BatchSpec, Metrics, Params, SampleSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchShape:
+  """One batch shape, in pixels. An image is a clip of one frame."""
+
+  name: str
+  frames: int
+  height: int
+  width: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentConfig:
+  """What an autoencoder makes of a clip: `channels`, and the stride in time and in space."""
+
+  channels: int = 16
+  temporal_stride: int = 8
+  spatial_stride: int = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class TextStream:
+  """Embeddings of a frozen text encoder, computed beforehand: their width and padded length."""
+
+  width: int
+  length: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ByteTextConfig:
+  """A small text encoder over bytes, trained along; for worlds with few words."""
+
+  length: int = 96  # bytes of a caption, padded
+  words: int = 24
+  width: int = 128
+  layers: int = 1
+  heads: int = 4
+  mlp_width: int = 256
+
+
+def _paper_streams() -> dict[str, TextStream]:
+  # Widths and MetaCLIP's length are the paper's; the other lengths are not given by the paper.
+  return {
+    "ul2": TextStream(width=4096, length=300),
+    "byt5": TextStream(width=1472, length=100),
+    "metaclip": TextStream(width=1280, length=256),
+  }
+
+
+@dataclasses.dataclass(frozen=True)
+class T2VConfig:
+  """Movie Gen Video; the defaults are the 30B model at 256 pixels.
+
+  Exactly one source of text: `text_streams` (precomputed embeddings) or `text_encoder`. Without
+  `latent` the network works on pixels.
+  """
+
+  layers: int = 48
+  width: int = 6144
+  heads: int = 48
+  mlp_width: int = 16384
+  patch: tuple[int, int, int] = (1, 2, 2)
+  max_grid: tuple[int, int, int] = (32, 96, 96)
+  norm_epsilon: float = 1e-5
+  qk_norm: bool = False  # not given by the paper
+  pooled_text: bool = False  # not given by the paper
+  per_layer_modulation: bool = False  # not given by the paper; its parameter count says shared
+
+  latent: LatentConfig | None = dataclasses.field(default_factory=LatentConfig)
+  text_streams: dict[str, TextStream] = dataclasses.field(default_factory=_paper_streams)
+  text_encoder: ByteTextConfig | None = None
+  buckets: tuple[BatchShape, ...] = (
+    BatchShape("video", frames=256, height=256, width=256),
+    BatchShape("image", frames=1, height=256, width=256),
+  )
+
+  sigma_min: float = 1e-5
+  time_loc: float = 0.0
+  time_scale: float = 1.0
+  # "velocity" is the paper's. "data" has the network predict the clip, from which the velocity
+  # follows; the loss stays on the velocity, and learns faster when a patch holds many values.
+  prediction: Literal["velocity", "data"] = "velocity"
+  noise_floor: float = 0.05  # of the weight 1 / sigma^2 of "data"; not given by the paper
+
+  dtype: Literal["float32", "bfloat16"] = "bfloat16"  # not given by the paper
+  remat: Literal["none", "full", "dots", "names"] = "full"  # not given by the paper
+  scan_unroll: int = 1
+
+  def __post_init__(self):
+    if bool(self.text_streams) == (self.text_encoder is not None):
+      raise ValueError("give exactly one of text_streams and text_encoder")
+    if not self.buckets:
+      raise ValueError("buckets must not be empty")
+    if self.width % self.heads:
+      raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+    if self.time_scale <= 0 or self.noise_floor <= 0 or not 0 <= self.sigma_min < 1:
+      raise ValueError("time_scale and noise_floor must be positive, sigma_min in [0, 1)")
+    names = [bucket.name for bucket in self.buckets]
+    if len(set(names)) != len(names):
+      raise ValueError(f"bucket names {names} are not unique")
+    for bucket in self.buckets:
+      grid = grid_of(self.latent_shape(bucket)[:3], patch=self.patch)
+      if any(side > most for side, most in zip(grid, self.max_grid, strict=True)):
+        raise ValueError(f"bucket {bucket.name}: grid {grid} exceeds max_grid {self.max_grid}")
+
+  def latent_shape(self, bucket: BatchShape) -> tuple[int, int, int, int]:
+    """t, h, w, c of what the network generates for `bucket`.
+
+    Raises:
+      ValueError: the frame is not a multiple of the autoencoder's stride.
+    """
+    if self.latent is None:
+      return bucket.frames, bucket.height, bucket.width, 3
+    stride = self.latent.spatial_stride
+    if bucket.height % stride or bucket.width % stride:
+      raise ValueError(f"bucket {bucket.name}: sides are not multiples of {stride}")
+    frames = math.ceil(bucket.frames / self.latent.temporal_stride)
+    return frames, bucket.height // stride, bucket.width // stride, self.latent.channels
+
+
+Text = tuple[Mapping[str, Float[Array, "b _ _"]], Mapping[str, Bool[Array, "b _"]]]
+
+
+class T2VStage:
+  """`vidgen.systems.stage.Stage` for Movie Gen Video.
+
+  Parameters: `network`, and `text` where the text encoder is trained along. A batch holds "video"
+  [b, t, h, w, 3] in [-1, 1], or "latents" [b, t, h, w, c] where the config has `latent`; "text"
+  and "text_mask" [b, l], or for each text stream NAME [b, l, width] and NAME_mask [b, l]; "fps"
+  [b], which the paper gives to the network in words, as a prefix of the caption.
+  """
+
+  def __init__(self, config: T2VConfig):
+    self.config = config
+    c = config
+    self.flow = flow.Flow(sigma_min=c.sigma_min)
+    self.times = flow.LogitNormal(loc=c.time_loc, scale=c.time_scale)
+    self.encoder = None
+    widths = {name: stream.width for name, stream in c.text_streams.items()}
+    if c.text_encoder is not None:
+      text = c.text_encoder
+      self.encoder = ByteWordEncoder(
+        words=text.words,
+        width=text.width,
+        layers=text.layers,
+        heads=text.heads,
+        mlp_width=text.mlp_width,
+      )
+      widths = {"bytes": text.width}
+    self.network = MovieGenDiT(
+      channels=c.latent_shape(c.buckets[0])[-1],
+      layers=c.layers,
+      width=c.width,
+      heads=c.heads,
+      mlp_width=c.mlp_width,
+      text_widths=widths,
+      patch=c.patch,
+      max_grid=c.max_grid,
+      norm_epsilon=c.norm_epsilon,
+      qk_norm=c.qk_norm,
+      pooled_text=c.pooled_text,
+      per_layer_modulation=c.per_layer_modulation,
+      dtype=c.dtype,
+      remat=c.remat,
+      scan_unroll=c.scan_unroll,
+    )
+
+  @property
+  def buckets(self) -> tuple[str, ...]:
+    """Names of the batch shapes."""
+    return tuple(bucket.name for bucket in self.config.buckets)
+
+  def init(self, rng: Key[Array, ""]) -> Params:
+    """Fresh float32 parameters from one key."""
+    return unboxed(self._boxed(rng))
+
+  def logical_axes(self) -> Params:
+    """A tree like the parameters, each leaf the tuple of its axes' logical names."""
+    return axes_of(jax.eval_shape(self._boxed, jax.random.key(0)))
+
+  def _boxed(self, rng: Key[Array, ""]) -> Params:
+    network_rng, text_rng = jax.random.split(rng)
+    # Parameters do not depend on the size of the clip or the text: one patch and one token do.
+    latents = jnp.zeros((1, *self.config.patch, self.network.channels))
+    text = {name: jnp.zeros((1, 1, w)) for name, w in self.network.text_widths.items()}
+    masks = {name: jnp.ones((1, 1), bool) for name in text}
+    params = {
+      "network": self.network.init(network_rng, latents, jnp.zeros(1), text, masks)["params"]
+    }
+    if self.encoder is not None:
+      tokens = jnp.full((1, 1), END, jnp.int32)
+      params["text"] = self.encoder.init(text_rng, tokens, jnp.ones((1, 1), bool))["params"]
+    return params
+
+  def loss(self, params: Params, batch: Batch, rng: Key[Array, " b"]) -> tuple[Array, Metrics]:
+    """The mean squared error of the velocity over batch and elements.
+
+    Metrics: "loss", and "loss_time_0" to "loss_time_3", the loss within each quarter of time.
+    These are unbiased means, which may be averaged over batches of any size: an example counts by
+    the inverse of the probability of its quarter.
+    """
+    data = batch["video" if self.config.latent is None else "latents"].astype(jnp.float32)
+    noise, time = jax.vmap(lambda key: self._draw(key, data.shape[1:]))(rng)
+    time = flow.FlowTime(time)
+    x = self.flow.path(noise, data, time)
+    prediction = self._predict(params, x, time, self._text(params, batch))
+    if self.config.prediction == "velocity":
+      error = prediction - self.flow.velocity(noise, data)
+    else:  # the same error, but for the floor: dividing by sigma turns data into velocity
+      error = prediction - data
+      error = error / jnp.maximum(self.flow.sigma(time, ndim=5), self.config.noise_floor)
+    losses = jnp.mean(jnp.square(error), axis=(1, 2, 3, 4))
+    metrics = {"loss": losses.mean()}
+    for i, (low, high) in enumerate(itertools.pairwise((0.0, 0.25, 0.5, 0.75, 1.0))):
+      inside = (time.value >= low) & (time.value < high)
+      probability = self.times.probability(low, high)
+      metrics[f"loss_time_{i}"] = jnp.mean(losses * inside) / max(probability, 1e-9)
+    return losses.mean(), metrics
+
+  def _draw(self, rng, shape):
+    noise_rng, time_rng = jax.random.split(rng)
+    return jax.random.normal(noise_rng, shape), self.times.draw(time_rng)
+
+  def _predict(self, params: Params, x: Array, time: flow.FlowTime, text: Text) -> Array:
+    return self.network.apply({"params": params["network"]}, x, time.value, *text)
+
+  def _text(self, params: Params, batch: Batch) -> Text:
+    if self.encoder is None:
+      names = list(self.config.text_streams)
+      return {n: batch[n] for n in names}, {n: batch[f"{n}_mask"] for n in names}
+    variables = {"params": params["text"]}
+    words, present = self.encoder.apply(variables, batch["text"], batch["text_mask"])
+    return {"bytes": words}, {"bytes": present}
+
+  def _without_text(self, batch: Batch) -> Batch:
+    """`batch` with the null caption: the empty one, or for embeddings none at all."""
+    if self.encoder is None:
+      masks = {f"{name}_mask" for name in self.config.text_streams}
+      return {name: jnp.zeros_like(x) if name in masks else x for name, x in batch.items()}
+    first = jnp.arange(batch["text"].shape[1]) == 0
+    tokens = jnp.broadcast_to(jnp.where(first, END, 0), batch["text"].shape)
+    mask = jnp.broadcast_to(first, tokens.shape)
+    return {**batch, "text": tokens.astype(batch["text"].dtype), "text_mask": mask}
+
+  def sample(
+    self, params: Params, inputs: Batch, rng: Key[Array, " b"], settings: SampleSettings
+  ) -> dict[str, Array]:
+    """Samples of the first bucket's shape for the text of `inputs`, noise from a key each.
+
+    Returns "latents" [b, t, h, w, c], and "video" [b, t, h, w, 3] in [-1, 1] where this stage can
+    decode: the latents of an autoencoder are the autoencoder's to decode.
+    """
+    shape = self.config.latent_shape(self.config.buckets[0])
+    noise = jax.vmap(lambda key: jax.random.normal(key, shape))(rng)
+    velocity = guided(
+      lambda x, time, text: self._velocity(params, x, time, text),
+      conditional=self._text(params, inputs),
+      null=self._text(params, self._without_text(inputs)),
+      scale=settings.guidance_scale,
+    )
+    latents = flow.euler(velocity, noise, times=_times(settings))
+    if self.config.latent is not None:
+      return {"latents": latents}
+    return {"latents": latents, "video": self.decode(params, latents)}
+
+  def _velocity(self, params: Params, x: Array, time: flow.FlowTime, text: Text) -> Array:
+    prediction = self._predict(params, x, time, text)
+    if self.config.prediction == "velocity":
+      return prediction
+    return self.flow.velocity_from_data(prediction, x, time)
+
+  def decode(self, params: Params, latents: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+    """Pixels clipped to [-1, 1].
+
+    Raises:
+      ConfigError: the latents are an autoencoder's.
+    """
+    del params
+    if self.config.latent is not None:
+      raise ConfigError("these latents are an autoencoder's: its stage decodes them")
+    return jnp.clip(latents, -1, 1)
+
+  def batch_spec(self, batch_size: int, bucket: str = "video") -> BatchSpec:
+    """What `loss` eats, for one bucket.
+
+    Raises:
+      ConfigError: no such bucket.
+    """
+    shapes = {b.name: self.config.latent_shape(b) for b in self.config.buckets}
+    if bucket not in shapes:
+      raise ConfigError(f"unknown bucket {bucket!r}; known are {', '.join(shapes)}")
+    name = "video" if self.config.latent is None else "latents"
+    spec = {name: _spec((batch_size, *shapes[bucket]), jnp.float32)}
+    if self.config.text_encoder is not None:
+      tokens = (batch_size, self.config.text_encoder.length)
+      spec["text"] = _spec(tokens, jnp.int32)
+      spec["text_mask"] = _spec(tokens, jnp.bool_)
+    for name, stream in self.config.text_streams.items():
+      spec[name] = _spec((batch_size, stream.length, stream.width), jnp.float32)
+      spec[f"{name}_mask"] = _spec((batch_size, stream.length), jnp.bool_)
+    spec["fps"] = _spec((batch_size,), jnp.float32)
+    return spec
+
+  def flops(self, batch_spec: BatchSpec) -> float:
+    """FLOPs of the matrix products of one forward pass over such a batch."""
+    shape = batch_spec["video" if self.config.latent is None else "latents"].shape
+    grid = grid_of(shape[1:4], patch=self.config.patch)  # type: ignore[arg-type]  # three sides
+    if self.encoder is None:
+      lengths = {name: batch_spec[name].shape[1] for name in self.config.text_streams}
+      return forward_flops(self.network, grid=grid, text_lengths=lengths, batch=shape[0])
+    text = word_encoder_flops(self.encoder, length=batch_spec["text"].shape[1], batch=shape[0])
+    lengths = {"bytes": self.encoder.words}
+    return text + forward_flops(self.network, grid=grid, text_lengths=lengths, batch=shape[0])
+
+
+def _spec(shape: tuple[int, ...], dtype) -> ArraySpec:
+  return ArraySpec(shape, dtype, ("batch", *(None,) * (len(shape) - 1)))
+
+
+def _times(settings: SampleSettings):
+  if settings.schedule == "linear":
+    return flow.linear_times(settings.steps)
+  return flow.linear_quadratic_times(settings.steps, linear_steps=settings.linear_steps)
