@@ -82,7 +82,7 @@ class WorldSpec:
 class Figure:
   """One object. `x`, `y`: its centre at time 0 (bouncing: `y` when on the floor).
 
-  `speed` is "slow" or "fast", None when still. `phase` in [0, 1): how much of a hop is over at
+  `speed` is "slow" or "fast", and None if and only if the figure is still. `phase` in [0, 1): how much of a hop is over at
   time 0. `emblem` replaces shape and colour by a drawing (see `identity`).
   """
 
@@ -96,22 +96,25 @@ class Figure:
   phase: float = 0.0
   emblem: int | None = None
 
+  def __post_init__(self):
+    if (self.speed is None) != (self.motion == "still"):
+      raise ValueError(f"motion {self.motion!r} with speed {self.speed!r}")
+
   def positions(self, times: Float[np.ndarray, "t"]) -> Float[np.ndarray, "t 2"]:
     """Centres (x, y) at `times` in seconds."""
     x, y = np.full_like(times, self.x), np.full_like(times, self.y)
-    if self.motion == "bouncing":
-      y = y - HOP_HEIGHT * np.abs(np.sin(np.pi * (HOPS[self.speed or "slow"] * times + self.phase)))
-    elif self.motion != "still":
+    if self.speed is not None and self.motion == "bouncing":
+      y = y - HOP_HEIGHT * np.abs(np.sin(np.pi * (HOPS[self.speed] * times + self.phase)))
+    elif self.speed is not None:
       dx, dy = DIRECTIONS[self.motion]
-      travel = SPEEDS[self.speed or "slow"] * times
-      x, y = x + dx * travel, y + dy * travel
+      x, y = x + dx * SPEEDS[self.speed] * times, y + dy * SPEEDS[self.speed] * times
     return np.stack([x, y], axis=-1)
 
   def impacts(self, seconds: float) -> tuple[float, ...]:
     """Times in [0, seconds) at which the figure touches the floor."""
-    if self.motion != "bouncing":
+    if self.speed is None or self.motion != "bouncing":
       return ()
-    hops = HOPS[self.speed or "slow"]
+    hops = HOPS[self.speed]
     count = int(np.ceil(seconds * hops + self.phase))
     return tuple(t for k in range(count + 1) if 0 <= (t := (k - self.phase) / hops) < seconds)
 
@@ -175,22 +178,20 @@ def sample_figure(
   `half` (0 or 0.5) keeps it within that half of the height.
   """
   shape, colour, motion = triple
-  size = size or _pick(rng, tuple(SIZES))
-  speed = None if motion == "still" else speed or _pick(rng, tuple(SPEEDS))
+  size = size or str(_pick(rng, tuple(SIZES)))
+  speed = None if motion == "still" else speed or str(_pick(rng, tuple(SPEEDS)))
   radius = SIZES[size] / 2 + MARGIN
-  x_range, y_range = [radius, 1 - radius], [radius, 1 - radius]
+  left, right, top, bottom = radius, 1 - radius, radius, 1 - radius
   if half is not None:
-    y_range = [half + radius, half + 0.5 - radius]
+    top, bottom = half + radius, half + 0.5 - radius
   phase = 0.0
   if motion == "bouncing":
-    y_range, phase = [1 - radius, 1 - radius], float(rng.random())
+    top, phase = bottom, float(rng.random())
   elif speed is not None:
-    dx, dy = DIRECTIONS[motion]
-    travel = SPEEDS[speed] * seconds
-    for limits, step in ((x_range, dx * travel), (y_range, dy * travel)):
-      limits[0] -= min(step, 0.0)
-      limits[1] -= max(step, 0.0)
-  x, y = float(rng.uniform(*x_range)), float(rng.uniform(*y_range))
+    dx, dy = (direction * SPEEDS[speed] * seconds for direction in DIRECTIONS[motion])
+    left, right = left - min(dx, 0.0), right - max(dx, 0.0)
+    top, bottom = top - min(dy, 0.0), bottom - max(dy, 0.0)
+  x, y = float(rng.uniform(left, right)), float(rng.uniform(top, bottom))
   return Figure(shape, colour, motion, size, speed, x, y, phase)
 
 
