@@ -1,1 +1,1 @@
-"""dist"""
+"""Devices: the mesh, the rules that lay arrays out on it, and what a device can do at most."""

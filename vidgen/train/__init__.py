@@ -1,1 +1,1 @@
-"""train"""
+"""Training: experiment, state, step, optimizer, loop, metrics, checkpoints."""

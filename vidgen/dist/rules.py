@@ -1,0 +1,182 @@
+"""From logical axis names to shardings: the rules are data in the config.
+
+A rule is (logical name, mesh axis | several | None). For each dimension of an array the first rule
+of its name is taken whose mesh axes are still free in this array and divide the dimension. So a
+parameter's dimension that does not divide is left whole, and `check_sharded` bounds how much that
+may be. A batch is never left whole: what does not divide there is an error.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from vidgen.errors import ConfigError
+from vidgen.systems.stage import ArraySpec
+
+Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
+
+# What a config means that gives no rules.
+DEFAULT_RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
+  ("batch", ("data", "fsdp")),
+  ("tokens", "context"),
+  ("embed", "fsdp"),
+  ("heads", "tensor"),
+  ("mlp", "tensor"),
+  ("embed_out", "tensor"),
+)
+
+
+def _axes(target: str | tuple[str, ...] | None) -> tuple[str, ...]:
+  if target is None:
+    return ()
+  return (target,) if isinstance(target, str) else target
+
+
+def check_rules(rules: Rules, mesh: Mesh) -> None:
+  """Raises ConfigError when a rule names an axis that the mesh does not have."""
+  for logical, target in rules:
+    for axis in _axes(target):
+      if axis not in mesh.shape:
+        known = ", ".join(mesh.axis_names)
+        raise ConfigError(f"config.rules: {logical!r} -> {axis!r}: mesh axes are {known}")
+
+
+def partition_spec(
+  shape: Sequence[int], axes: Sequence[str | None], *, mesh: Mesh, rules: Rules
+) -> PartitionSpec:
+  """The layout of one array of `shape` whose dimensions are named `axes`."""
+  if len(shape) != len(axes):
+    raise ConfigError(f"logical axes {tuple(axes)} do not fit an array of shape {tuple(shape)}")
+  used: set[str] = set()
+  parts: list[Any] = []
+  for size, logical in zip(shape, axes, strict=True):
+    part = ()
+    for name, target in rules:
+      mesh_axes = _axes(target)
+      shards = math.prod(mesh.shape[a] for a in mesh_axes)
+      if name == logical and size % shards == 0 and not used & set(mesh_axes):
+        part = tuple(a for a in mesh_axes if mesh.shape[a] > 1)
+        break
+    used.update(part)
+    parts.append(part[0] if len(part) == 1 else part or None)
+  while parts and parts[-1] is None:
+    parts.pop()
+  return PartitionSpec(*parts)
+
+
+def _is_axes(leaf: Any) -> bool:
+  return isinstance(leaf, tuple) and all(a is None or isinstance(a, str) for a in leaf)
+
+
+def axes_by_path(params: Any, logical_axes: Any) -> dict[tuple[Any, ...], tuple[str | None, ...]]:
+  """The logical axes of every parameter by its key path; `params` may be abstract.
+
+  Raises:
+    ConfigError: the two trees differ; the message lists the names on either side.
+  """
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  named = jax.tree_util.tree_leaves_with_path(logical_axes, is_leaf=_is_axes)
+  have, want = ({jax.tree_util.keystr(p) for p, _ in tree} for tree in (named, leaves))
+  if have != want:
+    raise ConfigError(
+      f"logical axes do not match the parameters: missing {sorted(want - have)}, "
+      f"unknown {sorted(have - want)}"
+    )
+  by_name = {jax.tree_util.keystr(p): axes for p, axes in named}
+  return {tuple(p): by_name[jax.tree_util.keystr(p)] for p, _ in leaves}
+
+
+def state_shardings(state: Any, logical_axes: Any, *, params: Any, mesh: Mesh, rules: Rules) -> Any:
+  """A NamedSharding for every array of an abstract training state.
+
+  An array whose key path ends in a parameter's path (its average, its moments) lies as that
+  parameter does; one with a single dimension less (Adafactor's factors) as what is left of it; any
+  other (counters) is on every device.
+  """
+  axes = axes_by_path(params, logical_axes)
+  shapes = {tuple(p): leaf.shape for p, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+  def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+    for start in range(len(path)):
+      names = axes.get(path[start:])
+      if names is not None:
+        kept = _kept_dimensions(shapes[path[start:]], leaf.shape)
+        if kept is not None:
+          names = [names[i] for i in kept]
+          spec = partition_spec(leaf.shape, names, mesh=mesh, rules=rules)
+          return NamedSharding(mesh, spec)
+    return NamedSharding(mesh, PartitionSpec())
+
+  return jax.tree_util.tree_map_with_path(sharding, state)
+
+
+def _kept_dimensions(full: Sequence[int], shape: Sequence[int]) -> list[int] | None:
+  dimensions = list(range(len(full)))
+  if tuple(full) == tuple(shape):
+    return dimensions
+  for dropped in dimensions:
+    kept = [i for i in dimensions if i != dropped]
+    if [full[i] for i in kept] == list(shape):
+      return kept
+  return None
+
+
+def batch_shardings(
+  spec: Mapping[str, ArraySpec], *, mesh: Mesh, rules: Rules
+) -> dict[str, NamedSharding]:
+  """A NamedSharding for every array of a batch.
+
+  Raises:
+    ConfigError: a dimension that a rule splits does not divide by the devices of that mesh axis.
+  """
+  shardings = {}
+  for name, array in spec.items():
+    for size, logical in zip(array.shape, array.axes, strict=True):
+      options = [_axes(t) for n, t in rules if n == logical]
+      shards = [math.prod(mesh.shape[a] for a in o) for o in options]
+      if shards and all(size % n for n in shards):
+        raise ConfigError(
+          f"batch {name!r}: {logical} of {size} does not divide over {shards[0]} devices"
+          f" ({', '.join(options[0])}); change train.batch_size or config.mesh"
+        )
+    layout = partition_spec(array.shape, array.axes, mesh=mesh, rules=rules)
+    shardings[name] = NamedSharding(mesh, layout)
+  return shardings
+
+
+def check_sharded(state: Any, shardings: Any, *, tolerance: float = 0.02) -> None:
+  """The sharding guard: arrays lie as promised, and enough of the parameters is really split.
+
+  `tolerance` is the share of bytes that may be whole on every device of the axes fsdp, context and
+  tensor when one of those has several; the small arrays (norms, tables) that no rule can split.
+
+  Raises:
+    ConfigError: names the arrays, and says what to change.
+  """
+  flat = jax.tree_util.tree_leaves_with_path(state)
+  promised = jax.tree.leaves(shardings)
+  for (path, array), sharding in zip(flat, promised, strict=True):
+    if not array.sharding.is_equivalent_to(sharding, array.ndim):
+      raise ConfigError(
+        f"{jax.tree_util.keystr(path)} lies as {array.sharding}, promised was {sharding.spec}"
+      )
+  model_axes = {"fsdp", "tensor"}
+  if not promised or all(promised[0].mesh.shape[axis] == 1 for axis in model_axes):
+    return
+  whole = [
+    (array.nbytes, jax.tree_util.keystr(path))
+    for (path, array), sharding in zip(flat, promised, strict=True)
+    if not model_axes & {axis for part in sharding.spec for axis in _axes(part)}
+  ]
+  total = sum(array.nbytes for _, array in flat)
+  share = sum(size for size, _ in whole) / max(total, 1)
+  if share > tolerance:
+    largest = ", ".join(name for _, name in sorted(whole, reverse=True)[:3])
+    raise ConfigError(
+      f"config.rules: {share:.1%} of the state's bytes is whole on every device (allowed: "
+      f"{tolerance:.1%}), most of it {largest}; add rules for their logical axes, choose a mesh "
+      f"that divides them, or raise train.unsharded_tolerance"
+    )

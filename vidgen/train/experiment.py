@@ -1,0 +1,198 @@
+"""An experiment: everything a run is, as frozen dataclasses with every default filled in."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from ml_collections import ConfigDict
+
+from vidgen.config import build, plain
+from vidgen.dist.mesh import MeshConfig
+from vidgen.dist.rules import DEFAULT_RULES
+from vidgen.errors import ConfigError
+from vidgen.systems import SampleSettings, stage_config
+
+
+def _positive(config: Any, *names: str) -> None:
+  for name in names:
+    if getattr(config, name) <= 0:
+      raise ValueError(f"{name} must be positive, got {getattr(config, name)}")
+
+
+def _fraction(config: Any, *names: str) -> None:
+  for name in names:
+    if not 0 <= getattr(config, name) < 1:
+      raise ValueError(f"{name} must lie in [0, 1), got {getattr(config, name)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """How parameters move. Names of parameters are key paths such as "blocks/attention/query".
+
+  learning_rate is the peak; decay and its fields are described in `optimizer.learning_rate`.
+  weight_decay is decoupled, times the learning rate, on matrices only. b1, b2 and eps are Adam's;
+  momentum is Muon's. groups maps a regex to a multiplier of the learning rate (the first that
+  matches counts); frozen lists regexes of parameters that do not train; vectors those of tables
+  that are no matrices, whatever their shape: no decay, no orthogonalisation.
+  """
+
+  name: Literal["adamw", "adafactor", "muon"] = "adamw"
+  learning_rate: float = 1e-4
+  warmup_steps: int = 1000
+  decay: Literal["constant", "linear", "cosine", "wsd"] = "constant"
+  final_fraction: float = 0.0
+  decay_fraction: float = 0.2
+  b1: float = 0.9
+  b2: float = 0.95
+  eps: float = 1e-8
+  momentum: float = 0.95
+  weight_decay: float = 0.0
+  clip_norm: float = 1.0
+  groups: dict[str, float] = dataclasses.field(default_factory=dict)
+  frozen: tuple[str, ...] = ()
+  vectors: tuple[str, ...] = ("embed", "position", "table")
+
+  def __post_init__(self):
+    _positive(self, "learning_rate", "decay_fraction", "eps", "clip_norm")
+    _fraction(self, "b1", "b2", "momentum")
+    if not 0 <= self.final_fraction <= 1 or self.decay_fraction > 1:
+      raise ValueError("final_fraction and decay_fraction must lie in [0, 1]")
+    if self.warmup_steps < 0 or self.weight_decay < 0:
+      raise ValueError("warmup_steps and weight_decay must not be negative")
+    if any(multiplier < 0 for multiplier in self.groups.values()):
+      raise ValueError("a learning rate multiplier of groups is negative")
+    for pattern in (*self.groups, *self.frozen, *self.vectors):
+      try:
+        re.compile(pattern)
+      except re.error as error:
+        raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """How long, how large and how watched a run is. Everything counted in steps.
+
+  batch_size is the global number of samples of a step, cut into `accumulate` micro-batches.
+  ema_warmup: see `ema.ema_decay`; 1 means none. max_bad_steps: non-finite steps in a row that end
+  the run. A cadence of 0 means never. keep: checkpoints kept. peak_flops: FLOP/s of one device,
+  the base of the reported utilisation; None takes it from `dist.peaks`. unsharded_tolerance: see
+  `dist.rules.check_sharded`.
+  """
+
+  seed: int = 0
+  steps: int = 100_000
+  batch_size: int = 256
+  accumulate: int = 1
+  optimizer: OptimizerConfig = OptimizerConfig()
+  ema_decay: float = 0.9999
+  ema_warmup: int = 10
+  max_bad_steps: int = 10
+  log_every: int = 10
+  save_every: int = 1000
+  keep: int = 3
+  eval_every: int = 1000
+  eval_batches: int = 4
+  sheet_every: int = 0
+  sheet_count: int = 8
+  peak_flops: float | None = None
+  unsharded_tolerance: float = 0.02
+
+  def __post_init__(self):
+    _positive(self, "steps", "batch_size", "accumulate", "ema_warmup", "max_bad_steps", "log_every")
+    _positive(self, "keep", "eval_batches", "sheet_count")
+    _fraction(self, "ema_decay")
+    if not 0 <= self.seed < 2**32:
+      raise ValueError(f"seed must lie in [0, 2**32), got {self.seed}")
+    if self.batch_size % self.accumulate:
+      raise ValueError(
+        f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}"
+      )
+    if min(self.save_every, self.eval_every, self.sheet_every) < 0:
+      raise ValueError("save_every, eval_every and sheet_every must not be negative")
+    if self.peak_flops is not None and self.peak_flops <= 0:
+      raise ValueError(f"peak_flops must be positive, got {self.peak_flops}")
+
+
+@dataclasses.dataclass(frozen=True)
+class StageConfig:
+  """Which stage is trained, and its complete fields as plain JSON."""
+
+  name: str
+  fields: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """A run's configuration with nothing left open."""
+
+  name: str
+  stage: StageConfig
+  inputs: Any  # an InputConfig
+  train: TrainConfig
+  mesh: MeshConfig = MeshConfig()
+  rules: tuple[tuple[str, str | tuple[str, ...] | None], ...] = DEFAULT_RULES
+  sample: SampleSettings = SampleSettings()
+
+
+def resolve(config: ConfigDict) -> Experiment:
+  """The experiment that a recipe describes, all defaults filled in.
+
+  Raises:
+    ConfigError: names the key that is unknown, missing, of the wrong type or out of range.
+  """
+  return from_plain(plain(config))
+
+
+def from_plain(tree: Mapping[str, Any]) -> Experiment:
+  """The experiment of `plain(experiment)`, as a checkpoint or a config.json holds it.
+
+  Raises:
+    ConfigError: as `resolve`.
+  """
+  from vidgen.inputs.pipeline import InputConfig
+
+  experiment = build(Experiment, tree)
+  fields = plain(stage_config(experiment.stage.name, experiment.stage.fields))
+  stage = dataclasses.replace(experiment.stage, fields=fields)
+  inputs = build(InputConfig, experiment.inputs, path="config.inputs")
+  return dataclasses.replace(experiment, stage=stage, inputs=inputs)
+
+
+# What a resumed run may change without being told to: nothing that moves a parameter.
+FREE = (
+  "name",
+  "sample",
+  "mesh",
+  "rules",
+  "train.steps",
+  "train.log_every",
+  "train.save_every",
+  "train.keep",
+  "train.eval_every",
+  "train.eval_batches",
+  "train.sheet_every",
+  "train.sheet_count",
+  "train.max_bad_steps",
+  "train.peak_flops",
+  "train.unsharded_tolerance",
+)
+
+
+def refused(lines: list[str], *, allowed: tuple[str, ...]) -> list[str]:
+  """Of the lines `key: old -> new`, those whose key neither `FREE` nor `allowed` covers.
+
+  An allowed key covers all below it; "all" covers everything.
+
+  Raises:
+    ConfigError: an allowed key covers no difference (a slip, or no longer needed).
+  """
+
+  def covers(key: str, line: str) -> bool:
+    name = line.partition(":")[0]
+    return key == "all" or name == key or name.startswith(f"{key}.") or name.startswith(f"{key}[")
+
+  for key in allowed:
+    if key != "all" and not any(covers(key, line) for line in lines):
+      raise ConfigError(f"--allow-change {key}: nothing of that name differs")
+  return [line for line in lines if not any(covers(key, line) for key in (*FREE, *allowed))]

@@ -1,0 +1,52 @@
+"""The training state: all that changes from step to step, and all that a checkpoint carries."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from vidgen.systems.stage import Stage
+from vidgen.train.optimizer import trainable
+
+# Purposes of random numbers, folded into (seed, step). A new use takes a new number.
+TRAIN, EVALUATE, INIT = 1, 2, 3
+
+
+@flax.struct.dataclass
+class TrainState:
+  """Step, parameters, their average, optimizer state, and counters of non-finite steps.
+
+  step: int32, steps done, the skipped ones included; ema is a tree like params. bad_steps counts
+  the non-finite steps in a row up to now, bad_total all of them.
+  """
+
+  step: Any
+  params: Any
+  ema: Any
+  opt_state: Any
+  bad_steps: Any
+  bad_total: Any
+
+
+def init_state(
+  seed: int, *, stage: Stage, tx: optax.GradientTransformation, frozen: tuple[str, ...] = ()
+) -> TrainState:
+  """A fresh state; a pure function of its arguments, to be run under jit with shardings."""
+  params = stage.init(example_keys(seed, jnp.int32(0), purpose=INIT, count=1)[0])
+  zero = jnp.zeros((), jnp.int32)
+  return TrainState(
+    step=zero,
+    params=params,
+    ema=jax.tree.map(jnp.copy, params),
+    opt_state=tx.init(trainable(params, frozen=frozen)),
+    bad_steps=zero,
+    bad_total=zero,
+  )
+
+
+def example_keys(seed: int, step: jax.Array, *, purpose: int, count: int) -> jax.Array:
+  """Typed keys [count]; key j depends on (seed, step, purpose, j) alone, j global in the batch."""
+  key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), purpose)
+  return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(count))

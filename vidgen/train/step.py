@@ -1,0 +1,134 @@
+"""The train step: one pure function, shared by the loop, the benchmarks, the planner and tests."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vidgen.systems.stage import Batch, Metrics, Params, Stage
+from vidgen.train.ema import ema_decay, update_ema
+from vidgen.train.experiment import TrainConfig
+from vidgen.train.optimizer import learning_rate, merge, trainable
+from vidgen.train.state import EVALUATE, TRAIN, TrainState, example_keys
+
+
+def train_step(
+  state: TrainState,
+  batch: Batch,
+  *,
+  stage: Stage,
+  tx: optax.GradientTransformationExtraArgs,
+  config: TrainConfig,
+) -> tuple[TrainState, Metrics]:
+  """One update from one global batch; arrays have a leading axis b, a multiple of accumulate.
+
+  A step whose loss, gradient or update is not finite leaves parameters, average and optimizer as
+  they are and counts itself; the step number moves on, and with it the data and the schedule.
+
+  Returns:
+    The next state, and float32 scalars: "loss", "gradient_norm" (before clipping), "update_norm",
+    "learning_rate", "bad_steps" (non-finite ones in a row), and what the stage reports.
+  """
+  size = jax.tree.leaves(batch)[0].shape[0]
+  keys = example_keys(config.seed, state.step, purpose=TRAIN, count=size)
+  loss, metrics, gradients = gradient(
+    state.params, batch, keys, stage=stage, accumulate=config.accumulate,
+    frozen=config.optimizer.frozen,
+  )  # fmt: skip
+  gradient_norm = optax.tree.norm(gradients)
+  clip = jnp.minimum(1.0, config.optimizer.clip_norm / jnp.maximum(gradient_norm, 1e-30))
+  gradients = jax.tree.map(lambda g: g * clip.astype(g.dtype), gradients)
+
+  moving = trainable(state.params, frozen=config.optimizer.frozen)
+  updates, opt_state = tx.update(gradients, state.opt_state, moving, step=state.step)
+  update_norm = optax.tree.norm(updates)
+  finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm) & jnp.isfinite(update_norm)
+
+  params = merge(optax.apply_updates(moving, updates), state.params)
+  decay = ema_decay(state.step, decay=config.ema_decay, warmup=config.ema_warmup)
+  ema = update_ema(state.ema, params, decay=decay)
+  new = (params, ema, opt_state)
+  old = (state.params, state.ema, state.opt_state)
+  params, ema, opt_state = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
+  bad = 1 - finite.astype(jnp.int32)
+  bad_steps = (state.bad_steps + 1) * bad
+  metrics = metrics | {
+    "loss": loss,
+    "gradient_norm": gradient_norm,
+    "update_norm": update_norm,
+    "learning_rate": learning_rate(config.optimizer, state.step, steps=config.steps),
+    "bad_steps": bad_steps,
+  }
+  state = TrainState(
+    step=state.step + 1,
+    params=params,
+    ema=ema,
+    opt_state=opt_state,
+    bad_steps=bad_steps,
+    bad_total=state.bad_total + bad,
+  )
+  return state, {name: value.astype(jnp.float32) for name, value in metrics.items()}
+
+
+def gradient(
+  params: Params,
+  batch: Batch,
+  keys: jax.Array,
+  *,
+  stage: Stage,
+  accumulate: int,
+  frozen: tuple[str, ...] = (),
+) -> tuple[jax.Array, Metrics, Params]:
+  """Loss, metrics and gradient (None for frozen parameters), as means over `accumulate` parts.
+
+  Micro-batch i holds the examples i, i + accumulate, ...: with the batch split over devices, every
+  device then has its share of each part and nothing moves between them.
+
+  Raises:
+    ValueError: the batch is not a multiple of `accumulate`.
+  """
+
+  def loss_of(moving: Params, part: Batch, part_keys: jax.Array) -> tuple[jax.Array, Metrics]:
+    return stage.loss(merge(moving, params), part, part_keys)
+
+  def one(part: Batch, part_keys: jax.Array) -> tuple[jax.Array, Metrics, Params]:
+    moving = trainable(params, frozen=frozen)
+    (loss, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(moving, part, part_keys)
+    return loss, metrics, gradients
+
+  if accumulate == 1:
+    return one(batch, keys)
+  if keys.shape[0] % accumulate:
+    raise ValueError(f"a batch of {keys.shape[0]} is not a multiple of accumulate {accumulate}")
+
+  def parts(array: jax.Array) -> jax.Array:
+    split = array.reshape(array.shape[0] // accumulate, accumulate, *array.shape[1:])
+    return jnp.swapaxes(split, 0, 1)
+
+  def body(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+    return jax.tree.map(jnp.add, total, one(part[0], wrap(part[1]))), None
+
+  wrap = functools.partial(jax.random.wrap_key_data, impl=jax.random.key_impl(keys))
+  # keys go in as their data: the check of key reuse takes a transposition of keys for a use
+  pieces = jax.tree.map(parts, (dict(batch), jax.random.key_data(keys)))
+  first = jax.tree.map(
+    lambda a: jax.ShapeDtypeStruct((a.shape[0] // accumulate, *a.shape[1:]), a.dtype),
+    (dict(batch), keys),
+  )
+  zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one, *first))
+  total, _ = jax.lax.scan(body, zero, pieces)
+  return jax.tree.map(lambda t: t / accumulate, total)
+
+
+def eval_step(
+  params: Params, batch: Batch, index: jax.Array, *, stage: Stage, config: TrainConfig
+) -> Mapping[str, jax.Array]:
+  """Held-out loss and metrics of batch number `index`, whose keys are the same at every step."""
+  size = jax.tree.leaves(batch)[0].shape[0]
+  keys = example_keys(config.seed, index, purpose=EVALUATE, count=size)
+  loss, metrics = stage.loss(params, batch, keys)
+  return metrics | {"loss": loss}
