@@ -1,0 +1,51 @@
+"""Parameters as named numpy arrays, and back into the tree of a stage."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from vidgen.errors import CheckpointError
+from vidgen.train.checkpoint import flatten
+
+
+def named(params: Any) -> dict[str, np.ndarray]:
+  """Every array on the host, by its path such as "network/patch_in/bias", sorted by it."""
+  leaves = flatten(params)
+  return {name: np.ascontiguousarray(leaves[name]) for name in sorted(leaves)}
+
+
+def matched(arrays: Mapping[str, np.ndarray], *, like: Any, where: str) -> Any:
+  """`arrays` in the structure of the (abstract) tree `like`.
+
+  Raises:
+    CheckpointError: names, shapes or dtypes differ; every difference is listed.
+  """
+  want = {name: _spell(leaf) for name, leaf in flatten(like).items()}
+  have = {name: _spell(array) for name, array in arrays.items()}
+  lines = [
+    f"  {sign} {name} {spec[name]}"
+    for name in sorted(want.keys() | have.keys())
+    if want.get(name) != have.get(name)
+    for sign, spec in (("-", have), ("+", want))
+    if name in spec
+  ]
+  if lines:
+    listed = "\n".join(lines)
+    raise CheckpointError(
+      f"{where} does not match the model (- in the file, + in the model):\n{listed}"
+    )
+  return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in flatten(like)])
+
+
+def check_finite(arrays: Mapping[str, np.ndarray], *, where: str) -> None:
+  """Raises CheckpointError, naming the arrays, when a value is NaN or infinite."""
+  bad = [name for name, array in arrays.items() if not np.isfinite(array).all()]
+  if bad:
+    more = f" and {len(bad) - 4} more" if len(bad) > 4 else ""
+    raise CheckpointError(f"{where}: not finite: {', '.join(bad[:4])}{more}")
+
+
+def _spell(leaf: Any) -> str:
+  return f"{np.dtype(leaf.dtype).name}[{','.join(map(str, leaf.shape))}]"

@@ -1,0 +1,101 @@
+"""Sampling any stage: the noise of sample i is a function of (seed, i) and of nothing else.
+
+`sample` is the one program behind `vidgen sample` and behind what `vidgen export` writes. Work is
+done in batches of one size, the last one padded, so a program is compiled once and a sample does
+not depend on which others it is drawn with.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, Key, UInt
+
+from vidgen.errors import ConfigError
+from vidgen.systems.stage import ArraySpec, Batch, Params, SampleSettings, Stage
+
+GENERATED = ("video", "latents")  # names in a batch spec that sampling makes
+
+
+def sample_keys(seed: int | UInt[Array, ""], index: Int[Array, " b"] | UInt[Array, " b"]) -> Key[
+  Array, " b"
+]:
+  """One typed key per sample: key(seed) with the index of the sample folded in."""
+  key = jax.random.key(jnp.asarray(seed, jnp.uint32))
+  return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
+
+
+def input_spec(stage: Stage, batch_size: int) -> dict[str, ArraySpec]:
+  """What a sample is made from: the batch spec less what is generated."""
+  spec = stage.batch_spec(batch_size, stage.buckets[0])
+  return {name: array for name, array in spec.items() if name not in GENERATED}
+
+
+def sample(
+  params: Params,
+  inputs: Batch,
+  seed: int | UInt[Array, ""],
+  index: Int[Array, " b"] | UInt[Array, " b"],
+  *,
+  stage: Stage,
+  settings: SampleSettings,
+) -> dict[str, Array]:
+  """`stage.sample` for the samples numbered `index` [b] of `seed`, both below 2**32."""
+  return stage.sample(params, inputs, sample_keys(seed, index), settings)
+
+
+class Sampler:
+  """Samples of one stage with fixed parameters, settings and seed, `batch_size` at a time.
+
+  `sharding`, of the leading axis, spreads a batch over devices; parameters lie where they lie.
+
+  Raises:
+    ConfigError: a seed outside of [0, 2**32), or a batch size that does not divide by the devices.
+  """
+
+  def __init__(
+    self,
+    stage: Stage,
+    *,
+    params: Params,
+    settings: SampleSettings,
+    seed: int,
+    batch_size: int,
+    sharding: jax.sharding.NamedSharding | None = None,
+  ):
+    if not 0 <= seed < 2**32:
+      raise ConfigError(f"seed must lie in [0, 2**32), got {seed}")
+    parts = 1 if sharding is None else batch_size // sharding.shard_shape((batch_size,))[0]
+    if batch_size < 1 or batch_size % parts:
+      raise ConfigError(f"batch size {batch_size} does not divide over {parts} devices")
+    self.seed = np.uint32(seed)
+    self.batch_size = batch_size
+    self._params = params
+    self._sharding = sharding
+
+    def latents(params, inputs, seed, index):  # the decoding in it is dead code to XLA
+      return sample(params, inputs, seed, index, stage=stage, settings=settings)["latents"]
+
+    self._latents = jax.jit(latents)
+    self._decode = jax.jit(stage.decode)
+
+  def latents(self, inputs: Mapping[str, np.ndarray], index: np.ndarray) -> np.ndarray:
+    """Latents [n, ...], float32, for inputs [n, ...] and sample numbers [n]; n <= batch_size."""
+    count = len(index)
+    batch = self._place({**inputs, "index": np.asarray(index, np.uint32)})
+    made = self._latents(self._params, batch, self.seed, batch.pop("index"))
+    return np.asarray(made, np.float32)[:count]
+
+  def decode(self, latents: np.ndarray) -> np.ndarray:
+    """Latents [n, ...] to video [n, t, h, w, c], float32 in [-1, 1]; n <= batch_size."""
+    batch = self._place({"latents": latents})
+    return np.asarray(self._decode(self._params, batch["latents"]), np.float32)[: len(latents)]
+
+  def _place(self, arrays: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Pads to the batch size by repeating the last row, and puts the rows on their devices."""
+    placed = {}
+    for name, array in arrays.items():
+      rows = np.minimum(np.arange(self.batch_size), len(array) - 1)
+      placed[name] = jax.device_put(np.asarray(array)[rows], self._sharding)
+    return placed

@@ -1,0 +1,95 @@
+"""A trained model from the newest, or any, checkpoint of a run: what sampling and export start from."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from vidgen import config as cfg
+from vidgen.dist.mesh import MeshConfig, make_mesh, resolve_mesh
+from vidgen.dist.rules import batch_shardings, state_shardings
+from vidgen.errors import CheckpointError, ConfigError
+from vidgen.systems import ArraySpec, Stage, make_stage
+from vidgen.train.checkpoint import Checkpoints
+from vidgen.train.experiment import Experiment, from_plain
+
+Weights = Literal["ema", "params"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """A stage with parameters, on a mesh, and where they come from."""
+
+  experiment: Experiment
+  stage: Stage
+  params: Any
+  mesh: Mesh
+  step: int
+  weights: Weights
+  config_digest: str
+  params_digest: str
+
+  @property
+  def fps(self) -> float:
+    """Frames per second of what is sampled: those of the stage's first bucket."""
+    rates = {bucket.name: bucket.fps for bucket in self.experiment.inputs.buckets}
+    name = self.stage.buckets[0]
+    if not rates.get(name):
+      raise ConfigError(f"config.inputs.buckets: no frame rate for the stage's bucket {name!r}")
+    return float(rates[name])
+
+  def batch_sharding(self, batch_size: int) -> tuple[int, NamedSharding]:
+    """The least batch, of `batch_size` or more, that spreads over the mesh, and how it does."""
+    parts = math.prod(self.mesh.shape[axis] for axis in ("data", "fsdp"))
+    whole = -(-batch_size // parts) * parts
+    spec = {"index": ArraySpec((whole,), np.uint32, ("batch",))}
+    return whole, batch_shardings(spec, mesh=self.mesh, rules=self.experiment.rules)["index"]
+
+
+def load_trained(
+  workdir: str | Path, *, step: int | None = None, weights: Weights = "ema"
+) -> Trained:
+  """Restores the parameters of a run, verified, onto all devices.
+
+  The mesh is the run's where it fits the devices there are, otherwise all of them on "fsdp".
+
+  Raises:
+    CheckpointError: no such run or step, a damaged checkpoint, or one that is not of this model.
+  """
+  directory = Path(workdir) / "checkpoints"
+  if not directory.is_dir():
+    raise CheckpointError(f"{workdir}: holds no checkpoints; train there first, or check --workdir")
+  checkpoints = Checkpoints(directory)
+  try:
+    step = checkpoints.latest() if step is None else step
+    config = checkpoints.read_config(step)
+    experiment = from_plain(config)
+    stage = make_stage(experiment.stage.name, experiment.stage.fields)
+    mesh = _mesh(experiment.mesh)
+    shapes = jax.eval_shape(stage.init, jax.random.key(0))
+    shardings = state_shardings(
+      shapes, stage.logical_axes(), params=shapes, mesh=mesh, rules=experiment.rules
+    )
+    like = jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+    )
+    params = checkpoints.restore_params(weights, step=step, like=like)
+    digest = checkpoints.digests(step)[weights]
+  except ConfigError as error:
+    raise CheckpointError(f"{directory}: the stored config does not build: {error}") from error
+  finally:
+    checkpoints.close()
+  assert step is not None  # read_config raises where there is no checkpoint
+  return Trained(experiment, stage, params, mesh, step, weights, cfg.digest(config), digest)
+
+
+def _mesh(config: MeshConfig) -> Mesh:
+  try:
+    resolve_mesh(config, jax.device_count())
+  except ConfigError:
+    config = MeshConfig(data=1, fsdp=-1, context=1, tensor=1)
+  return make_mesh(config)
