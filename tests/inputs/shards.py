@@ -1,0 +1,97 @@
+"""Small real shards for the tests of this room: MP4 by PyAV, tars by tarfile."""
+
+import io
+import json
+import tarfile
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image
+
+
+def frame(level: int, *, size=(32, 32)) -> np.ndarray:
+  """One flat gray frame (height, width) = size."""
+  return np.full((*size, 3), level, np.uint8)
+
+
+def mp4(
+  frames,
+  *,
+  fps=8,
+  stamps=None,
+  codec="libx264",
+  pix_fmt="yuv420p",
+  options=None,
+  rotate=0,
+  time_base=None,
+  audio=False,
+) -> bytes:
+  """An MP4 of RGB frames; `stamps` are presentation times in ticks of `time_base`."""
+  buffer = io.BytesIO()
+  time_base = time_base or Fraction(1, int(fps))
+  with av.open(
+    buffer,
+    "w",
+    format="mp4",
+    options={"movflags": (options or {}).pop("movflags", "")}
+    if options and "movflags" in options
+    else {},
+  ) as out:
+    height, width = frames[0].shape[:2]
+    stream = out.add_stream(codec, rate=fps, options={"preset": "ultrafast", **(options or {})})
+    stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
+    stream.codec_context.time_base = time_base
+    if rotate:
+      stream.set_display_rotation(rotate)
+    for i, array in enumerate(frames):
+      picture = av.VideoFrame.from_ndarray(array, format="rgb24")
+      picture.pts = i if stamps is None else stamps[i]
+      picture.time_base = time_base
+      out.mux(stream.encode(picture))
+    out.mux(stream.encode(None))
+  return buffer.getvalue()
+
+
+def jpeg(array: np.ndarray, **options) -> bytes:
+  buffer = io.BytesIO()
+  Image.fromarray(array).save(buffer, "JPEG", quality=95, **options)
+  return buffer.getvalue()
+
+
+def write_tar(path: Path, members) -> None:
+  """`members`: (name, bytes) in order."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with tarfile.open(path, "w") as tar:
+    for name, data in members:
+      info = tarfile.TarInfo(name)
+      info.size = len(data)
+      tar.addfile(info, io.BytesIO(data))
+
+
+def clip_members(key: str, number: int, *, frames=16, size=(32, 32)):
+  """A clip that can be told from others: gray of level 4 * number + frame."""
+  video = mp4([frame((4 * number + 2 * i) % 230 + 10, size=size) for i in range(frames)])
+  info = json.dumps({"key": key, "status": "success"}).encode()
+  return [(f"{key}.mp4", video), (f"{key}.txt", f"clip {number}".encode()), (f"{key}.json", info)]
+
+
+def video_set(root: Path, *, shards=2, per_shard=6, subset="video", split="train", **clip) -> Path:
+  """A data set of `shards` tars with a parquet each; keys are 5 digits of shard and 4 of sample."""
+  for shard in range(shards):
+    keys = [f"{shard:05d}{i:04d}" for i in range(per_shard)]
+    members = []
+    for i, key in enumerate(keys):
+      members += clip_members(key, shard * per_shard + i, **clip)
+    write_tar(root / subset / split / f"{shard:05d}.tar", members)
+    write_parquet(root / subset / split / f"{shard:05d}.parquet", keys)
+  return root
+
+
+def write_parquet(path: Path, keys, *, status=None) -> None:
+  import pyarrow as pa
+  import pyarrow.parquet as pq
+
+  table = {"key": list(keys), "status": status or ["success"] * len(keys)}
+  pq.write_table(pa.table(table), path)

@@ -1,0 +1,304 @@
+"""Shards to batches: `make_dataset` and what a resumed run must find unchanged.
+
+Batch n of a run is a function of (config, data set, seed, n) alone: not of workers, threads, cache,
+or where the run was stopped. The data order is a list of positions; position k has a sample, by the
+shuffle of its epoch, and random numbers of its own. Processes take turns in blocks of that list,
+so that the global batch is the same list however many processes share it.
+"""
+
+import dataclasses
+import tempfile
+from typing import Any, Literal
+
+import grain
+import numpy as np
+from absl import flags
+
+from vidgen.config import differences, digest, plain
+from vidgen.errors import CheckpointError, ConfigError, DataError
+from vidgen.inputs.decode import Limits
+from vidgen.inputs.loader import Loader, Plan, bucket_seed
+from vidgen.inputs.quarantine import Budget, Quarantine
+from vidgen.inputs.sources import Source, open_source
+from vidgen.inputs.text import make_tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Bucket:
+  """One batch shape: `frames` frames of `height` x `width` at `fps`, from `subset` of the data.
+
+  `weight` is its share of the batches, relative to the other buckets. An image bucket has one frame.
+  """
+
+  name: str = "video"
+  subset: str = "video"
+  frames: int = 16
+  height: int = 64
+  width: int = 64
+  fps: float = 8.0
+  weight: float = 1.0
+
+  def __post_init__(self):
+    if min(self.frames, self.height, self.width) < 1:
+      raise ValueError(f"bucket {self.name!r}: frames, height and width must be at least 1")
+    if self.fps <= 0 or self.weight <= 0:
+      raise ValueError(f"bucket {self.name!r}: fps and weight must be positive")
+
+
+@dataclasses.dataclass(frozen=True)
+class InputConfig:
+  """How samples become batches.
+
+  `temporal_crop` and `spatial_crop` say where a longer or larger sample is cut; `flip` is the
+  probability of mirroring, off because captions say left and right. `workers` processes decode
+  (0: `threads` threads of this one). `cache_bytes` of decoded samples are kept by each process; with
+  a cache whole clips are decoded, without one only what is needed. More than `bad_count` bad samples
+  or `bad_fraction` of the data set stop the run.
+  """
+
+  buckets: tuple[Bucket, ...] = (Bucket(),)
+  text_length: int = 128
+  tokenizer: str = "byte"
+  caption_dropout: float = 0.1
+  temporal_crop: Literal["random", "center", "start"] = "random"
+  spatial_crop: Literal["random", "center"] = "center"
+  flip: float = 0.0
+  shuffle: bool = True
+  workers: int = 0
+  threads: int = 2
+  prefetch: int = 4
+  cache_bytes: int = 0
+  limits: Limits = dataclasses.field(default_factory=Limits)
+  bad_count: int = 1000
+  bad_fraction: float = 0.05
+
+  def __post_init__(self):
+    names = [bucket.name for bucket in self.buckets]
+    if not names or len(set(names)) != len(names):
+      raise ValueError(f"buckets must be at least one, with names of their own, got {names}")
+    if self.text_length < 1:
+      raise ValueError("text_length must be at least 1")
+    for name in ("caption_dropout", "flip", "bad_fraction"):
+      if not 0 <= getattr(self, name) <= 1:
+        raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+    for name in ("workers", "threads", "prefetch", "cache_bytes", "bad_count"):
+      if getattr(self, name) < 0:
+        raise ValueError(f"{name} must not be negative")
+    make_tokenizer(self.tokenizer)
+
+
+# what may change between two runs without changing any batch
+_SPEED = ("workers", "threads", "prefetch", "cache_bytes", "bad_count", "bad_fraction")
+
+
+def make_dataset(
+  config: InputConfig,
+  directory: str,
+  *,
+  batch_size: int,
+  seed: int,
+  split: str = "train",
+  repeat: bool = True,
+  process_index: int = 0,
+  process_count: int = 1,
+  quarantine_path: str | None = None,
+) -> "Batches":
+  """The batches of one process, as numpy: video, text, text_mask, fps (README of this package).
+
+  `batch_size` is global. With `repeat=False` each bucket is read once, one bucket after another,
+  and what does not fill a batch is left out. Bad samples are replaced by others and written to
+  `quarantine_path`.
+
+  Raises:
+    ConfigError: the batch does not divide among the processes.
+    DataError: there is no such data, or, from the iterator, too many bad samples.
+  """
+  if batch_size < 1 or batch_size % process_count:
+    raise ConfigError(f"batch size {batch_size} does not divide among {process_count} processes")
+  if not 0 <= process_index < process_count:
+    raise ConfigError(f"process {process_index} of {process_count}")
+  sources = {b.name: open_source(directory, subset=b.subset, split=split) for b in config.buckets}
+  if quarantine_path is None:
+    quarantine_path = tempfile.mkdtemp(prefix="vidgen-") + "/quarantine.jsonl"
+  total = sum({b.subset: len(sources[b.name]) for b in config.buckets}.values())
+  budget = Budget(count=config.bad_count, fraction=config.bad_fraction, total=total)
+  quarantine = Quarantine(quarantine_path, budget=budget)
+  for source in sources.values():
+    for problem in source.problems:
+      quarantine.record(problem)
+  quarantine.check()
+  loader = Loader(config, sources=sources, quarantine=quarantine, seed=seed)
+  local = batch_size // process_count
+  orders = []
+  for bucket in config.buckets:
+    order = _order(sources[bucket.name], bucket, config=config, seed=seed)
+    order = order.repeat() if repeat else order[: len(order) // batch_size * batch_size]
+    batches = order.batch(local).map_with_index(_Plan(bucket.name, local))
+    orders.append(batches.slice(slice(process_index, None, process_count)))
+  if len(orders) == 1:
+    plans = orders[0]
+  elif repeat:
+    weights = np.asarray([bucket.weight for bucket in config.buckets])
+    plans = grain.MapDataset.mix(orders, list(weights / weights.sum()))
+  else:
+    plans = grain.MapDataset.concatenate(orders)
+  if not len(plans):
+    raise DataError(f"data set {directory}: {total} samples do not fill a batch of {batch_size}")
+  identity = {
+    "batch_size": batch_size,
+    "seed": seed,
+    "split": split,
+    "repeat": repeat,
+    "workers": config.workers,
+    "data": digest(describe_data(config, directory, split=split)),
+    "inputs": {
+      f.name: plain(getattr(config, f.name))
+      for f in dataclasses.fields(config)
+      if f.name not in _SPEED
+    },
+  }
+  return Batches(plans.map(loader), config=config, identity=identity, quarantine=quarantine)
+
+
+def _order(source: Source, bucket: Bucket, *, config: InputConfig, seed: int) -> grain.MapDataset:
+  """Indices of `source` in the order of the data; a bucket's order is its own."""
+  order = grain.MapDataset.range(len(source))
+  if not config.shuffle:
+    return order
+  return order.shuffle(seed=int(bucket_seed(seed, bucket.name) % 2**32))
+
+
+class _Plan:
+  """Turns the m-th batch of indices into a `Plan`: which positions of the order it takes."""
+
+  def __init__(self, bucket: str, size: int):
+    self.bucket = bucket
+    self.size = size
+
+  def __call__(self, number: int, indices: np.ndarray) -> Plan:
+    first = number * self.size
+    return Plan(self.bucket, np.arange(first, first + self.size), np.asarray(indices, np.int64))
+
+
+def describe_data(config: InputConfig, directory: str, *, split: str = "train") -> dict[str, Any]:
+  """What of the data set a resumed run must find unchanged: shards, sizes, counts, digests."""
+  subsets = sorted({bucket.subset for bucket in config.buckets})
+  return {
+    subset: open_source(directory, subset=subset, split=split).describe() for subset in subsets
+  }
+
+
+def state_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+  """Lines `key: old -> new` for all in which two states differ, other than the position."""
+  return differences(
+    {k: v for k, v in old.items() if k != "position"},
+    {k: v for k, v in new.items() if k != "position"},
+  )
+
+
+def adopt_state(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+  """The state in which a changed pipeline goes on after `old`, once its differences are accepted.
+
+  `new` is any state of the changed pipeline. It goes on after as many examples as were consumed;
+  with another batch size, rounded down to whole batches.
+  """
+  return {**new, "position": old["position"] * old["batch_size"] // new["batch_size"]}
+
+
+class Batches(grain.IterDataset):
+  """The batches of `make_dataset`; each iterator starts at the first batch, or where it is set."""
+
+  def __init__(
+    self,
+    batches: grain.MapDataset,
+    *,
+    config: InputConfig,
+    identity: dict[str, Any],
+    quarantine: Quarantine,
+  ):
+    super().__init__()
+    self.quarantine = quarantine
+    self._batches = batches
+    self._config = config
+    self._identity = identity
+
+  def __len__(self) -> int:
+    return len(self._batches)
+
+  def __str__(self) -> str:
+    return f"Batches({len(self)})"
+
+  def __iter__(self) -> "BatchIterator":
+    return BatchIterator(
+      self._batches, config=self._config, identity=self._identity, quarantine=self.quarantine
+    )
+
+
+class BatchIterator(grain.DatasetIterator):
+  """Iterator whose whole state is the number of batches taken, and what those were taken from."""
+
+  def __init__(
+    self,
+    batches: grain.MapDataset,
+    *,
+    config: InputConfig,
+    identity: dict[str, Any],
+    quarantine: Quarantine,
+  ):
+    super().__init__()
+    self._batches = batches
+    self._config = config
+    self._identity = identity
+    self._quarantine = quarantine
+    self._position = 0
+    self._inner: grain.DatasetIterator | None = None
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    if self._position >= len(self._batches):
+      raise StopIteration
+    if self._inner is None:
+      self._inner = self._start()
+    batch = next(self._inner)
+    self._quarantine.check()
+    self._position += 1
+    return batch
+
+  def _start(self) -> grain.DatasetIterator:
+    rest = self._batches.slice(slice(self._position, None)) if self._position else self._batches
+    options = grain.ReadOptions(
+      num_threads=self._config.threads, prefetch_buffer_size=self._config.prefetch
+    )
+    iterable = rest.to_iter_dataset(options)
+    if self._config.workers:
+      if not flags.FLAGS.is_parsed():  # Grain reads its flags, which only absl programs parse
+        flags.FLAGS.mark_as_parsed()
+      iterable = iterable.mp_prefetch(
+        grain.MultiprocessingOptions(
+          num_workers=self._config.workers, per_worker_buffer_size=max(1, self._config.prefetch)
+        )
+      )
+    return iterable.__iter__()
+
+  def get_state(self) -> dict[str, Any]:
+    """JSON: "position" (batches taken), and what they depend on."""
+    return {"position": self._position, **self._identity}
+
+  def set_state(self, state: dict[str, Any]) -> None:
+    """Goes on after `state["position"]` batches, exactly.
+
+    Raises:
+      CheckpointError: the state is of another pipeline; every difference is listed.
+    """
+    changed = state_differences(state, self.get_state())
+    if changed:
+      raise CheckpointError("the data position is of another input pipeline: " + "; ".join(changed))
+    self.close()
+    self._closed = False
+    self._position = int(state["position"])
+
+  def close(self) -> None:
+    """Stops threads and worker processes."""
+    super().close()
+    if self._inner is not None:
+      self._inner.close()
+      self._inner = None

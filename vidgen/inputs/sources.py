@@ -1,0 +1,443 @@
+"""Random access to samples, whatever they are stored in.
+
+A sample is a dict: "__shard__" and "__key__" (text), and suffix -> bytes. Every source is a Grain
+random access source: `len`, `[i]`, a `repr` that does not change between runs. It is small when it
+is sent to a worker process, which opens the files itself.
+"""
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgpack
+import numpy as np
+
+from vidgen.errors import DataError
+from vidgen.inputs.quarantine import BadSample
+from vidgen.inputs.tar_index import TarIndex, load_index
+
+Sample = dict[str, Any]
+
+
+class Source(Protocol):
+  """What a pipeline reads: Grain's random access source, and what is known of its shards."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> Sample:
+    """The `index`-th sample.
+
+    Raises:
+      BadSample: it is lost or damaged; named by shard and key.
+    """
+    ...
+
+  def name(self, index: int) -> tuple[str, str]:
+    """Shard and key of a sample, as far as they are known without reading it."""
+    ...
+
+  @property
+  def problems(self) -> list[BadSample]:
+    """What is known to be wrong without reading payloads: damaged shards and lost samples."""
+    ...
+
+  def describe(self) -> list[dict[str, Any]]:
+    """One dict a shard: "shard", "size" (bytes), "samples", "digest"."""
+    ...
+
+
+class TarSource:
+  """Samples straight out of tar shards, in the order of their parquet where there is one.
+
+  A sibling parquet (`00000.parquet`, columns "key" and "status") or `00000_stats.json` says what
+  the shard should hold. A sample that the tar has lost keeps its place and is a bad sample, so
+  damage to one shard moves no other sample.
+  """
+
+  def __init__(self, shards: Sequence[str | os.PathLike[str]], *, root: str | os.PathLike[str]):
+    self._root = Path(root)
+    self._paths = [Path(shard) for shard in shards]
+    with ThreadPoolExecutor(8) as pool:
+      self._shards = dict(enumerate(pool.map(_load_shard, self._paths)))
+    self._ends = np.cumsum([len(shard.keys) for shard in self._shards.values()])
+    self._files = _Files()
+
+  def __getstate__(self):  # a worker process loads the index of a shard when it first reads there
+    return {"_root": self._root, "_paths": self._paths, "_ends": self._ends}
+
+  def __setstate__(self, state):
+    self.__dict__.update(state, _shards={}, _files=_Files())
+
+  def _shard(self, shard: int) -> "_Shard":
+    loaded = self._shards.get(shard)
+    if loaded is None:
+      loaded = self._shards[shard] = _load_shard(self._paths[shard])
+    return loaded
+
+  def __len__(self) -> int:
+    return int(self._ends[-1]) if len(self._ends) else 0
+
+  def __repr__(self) -> str:
+    return f"TarSource(shards={len(self._paths)}, samples={len(self)})"
+
+  def _locate(self, index: int) -> tuple[int, str, int]:
+    if not 0 <= index < len(self):
+      raise IndexError(f"sample {index} of {len(self)}")
+    shard = int(np.searchsorted(self._ends, index, side="right"))
+    place = index - int(self._ends[shard - 1] if shard else 0)
+    loaded = self._shard(shard)
+    return shard, loaded.keys[place], int(loaded.rows[place])
+
+  def name(self, index: int) -> tuple[str, str]:
+    """Shard, relative to the data set, and key."""
+    shard, key, _ = self._locate(index)
+    return _relative(self._paths[shard], self._root), key
+
+  def __getitem__(self, index: int) -> Sample:
+    shard, key, row = self._locate(index)
+    name = _relative(self._paths[shard], self._root)
+    if row < 0:
+      raise BadSample("the shard has lost this sample", shard=name, key=key)
+    sample: Sample = {"__shard__": name, "__key__": key}
+    try:
+      for suffix, (offset, size) in self._shard(shard).index.members(row).items():
+        data = self._files.read(self._paths[shard], offset, size)
+        if len(data) != size:
+          raise BadSample(f"{len(data)} of {size} bytes of .{suffix}", shard=name, key=key)
+        sample[suffix] = data
+    except OSError as error:
+      raise BadSample(f"reading failed: {error.strerror or error}", shard=name, key=key) from error
+    return sample
+
+  @property
+  def problems(self) -> list[BadSample]:
+    """Damage that the headers and the sibling files show."""
+    return [
+      BadSample(reason, shard=_relative(path, self._root), key=key)
+      for number, path in enumerate(self._paths)
+      for key, reason in self._shard(number).problems
+    ]
+
+  def describe(self) -> list[dict[str, Any]]:
+    """One dict a shard."""
+    return [
+      {
+        "shard": _relative(path, self._root),
+        "size": path.stat().st_size,
+        "samples": len(self._shard(number).keys),
+        "digest": self._shard(number).index.digest,
+      }
+      for number, path in enumerate(self._paths)
+    ]
+
+
+class _Shard:
+  """The index of a tar, its samples' `keys` in order, and their `rows` in the index (-1: lost)."""
+
+  def __init__(self, index: TarIndex, expected: Sequence[str] | int | None):
+    self.index = index
+    self.keys: Sequence[str] = index.keys
+    self.rows = np.arange(len(index))
+    self.problems = [("", problem) for problem in index.problems]
+    if isinstance(expected, int) and expected < len(index):
+      self.problems.append(("", f"{len(index)} samples, {expected} by its _stats.json"))
+    elif isinstance(expected, int):
+      lost = expected - len(index)
+      self.keys = (*index.keys, *(f"(lost {i})" for i in range(lost)))
+      self.rows = np.pad(self.rows, (0, lost), constant_values=-1)
+    elif expected is not None:
+      row = {key: i for i, key in enumerate(index.keys)}
+      self.keys = expected
+      self.rows = np.asarray([row.pop(key, -1) for key in expected], np.int64)
+      self.problems += [(key, "not in the shard's parquet") for key in row]
+    lost = np.flatnonzero(self.rows < 0)
+    self.problems += [(self.keys[i], "the shard has lost this sample") for i in lost]
+
+
+def _load_shard(path: Path) -> _Shard:
+  return _Shard(load_index(path), _expected(path))
+
+
+def _expected(path: Path) -> Sequence[str] | int | None:
+  """The keys by the sibling parquet, or the count by the sibling _stats.json, or None."""
+  parquet, stats = path.with_suffix(".parquet"), path.with_name(f"{path.stem}_stats.json")
+  if parquet.is_file():
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+      columns = pyarrow.parquet.read_schema(parquet).names
+      wanted = [name for name in ("key", "status") if name in columns]
+      if "key" in wanted:
+        table = pyarrow.parquet.read_table(parquet, columns=wanted).to_pydict()
+        status = table.get("status") or ["success"] * len(table["key"])
+        keys = [str(k) for k, s in zip(table["key"], status, strict=True) if s == "success"]
+        return list(dict.fromkeys(keys))
+    except (OSError, pyarrow.ArrowException) as error:
+      raise DataError(f"{parquet}: not readable as parquet: {error}") from error
+  if stats.is_file():
+    try:
+      count = json.loads(stats.read_text())["successes"]
+      return count if isinstance(count, int) and count >= 0 else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+      raise DataError(f"{stats}: no count of successes: {error!r}") from error
+  return None
+
+
+class _Files:
+  """Descriptors of shards, opened when first read; one set a process."""
+
+  LIMIT = 256
+
+  def __init__(self):
+    self._lock = threading.Lock()
+    self._open: dict[Path, int] = {}
+
+  def read(self, path: Path, offset: int, size: int) -> bytes:
+    with self._lock:  # held while reading only the table; pread itself needs no lock
+      handle = self._open.get(path)
+      if handle is None:
+        if len(self._open) >= self.LIMIT:
+          handle = os.open(path, os.O_RDONLY)
+          try:
+            return os.pread(handle, size, offset)
+          finally:
+            os.close(handle)
+        handle = self._open[path] = os.open(path, os.O_RDONLY)
+    return os.pread(handle, size, offset)
+
+  def __del__(self):
+    for handle in self._open.values():
+      os.close(handle)
+
+
+class ArrayRecordSource:
+  """Samples out of ArrayRecord: msgpack maps with "__key__", suffix -> bytes, and "sha256"."""
+
+  def __init__(self, shards: Sequence[str | os.PathLike[str]], *, root: str | os.PathLike[str]):
+    from array_record.python import array_record_module
+
+    self._root = Path(root)
+    self._paths = [Path(shard) for shard in shards]
+    self._local = threading.local()
+    counts = []
+    for path in self._paths:
+      try:
+        reader = array_record_module.ArrayRecordReader(os.fspath(path))
+        counts.append(reader.num_records())
+        reader.close()
+      except Exception as error:  # the reader raises bare RuntimeError and ValueError
+        raise DataError(f"shard {path}: not readable as ArrayRecord: {error}") from error
+    self._ends = np.cumsum(counts)
+
+  def __getstate__(self):
+    return {"root": self._root, "paths": self._paths}
+
+  def __setstate__(self, state):
+    self.__init__(state["paths"], root=state["root"])
+
+  def __len__(self) -> int:
+    return int(self._ends[-1]) if len(self._ends) else 0
+
+  def __repr__(self) -> str:
+    return f"ArrayRecordSource(shards={len(self._paths)}, samples={len(self)})"
+
+  def _locate(self, index: int) -> tuple[int, int]:
+    if not 0 <= index < len(self):
+      raise IndexError(f"sample {index} of {len(self)}")
+    shard = int(np.searchsorted(self._ends, index, side="right"))
+    return shard, index - int(self._ends[shard - 1] if shard else 0)
+
+  def name(self, index: int) -> tuple[str, str]:
+    """Shard, relative to the data set, and the record's number (its key is inside)."""
+    shard, row = self._locate(index)
+    return _relative(self._paths[shard], self._root), f"#{row}"
+
+  def __getitem__(self, index: int) -> Sample:
+    shard, row = self._locate(index)
+    name = _relative(self._paths[shard], self._root)
+    try:
+      data = self._reader(shard).read([row])[0]
+    except Exception as error:  # the reader raises bare RuntimeError and ValueError
+      raise BadSample(f"reading failed: {error}", shard=name, key=f"#{row}") from error
+    return _unpack_record(data, shard=name, key=f"#{row}")
+
+  def _reader(self, shard: int):
+    from array_record.python import array_record_module
+
+    readers = self._local.__dict__.setdefault("readers", {})  # a reader is not for two threads
+    if shard not in readers:
+      readers[shard] = array_record_module.ArrayRecordReader(os.fspath(self._paths[shard]))
+    return readers[shard]
+
+  @property
+  def problems(self) -> list[BadSample]:
+    """None: the file's own hashes are checked when a record is read."""
+    return []
+
+  def describe(self) -> list[dict[str, Any]]:
+    """One dict a shard; the digest covers the size and both ends, where the chunk index lies."""
+    starts = [0, *self._ends[:-1].tolist()]
+    return [
+      {
+        "shard": _relative(path, self._root),
+        "size": path.stat().st_size,
+        "samples": int(end - start),
+        "digest": _digest_ends(path),
+      }
+      for path, start, end in zip(self._paths, starts, self._ends, strict=True)
+    ]
+
+
+def _unpack_record(data: bytes, *, shard: str, key: str) -> Sample:
+  try:
+    record = msgpack.unpackb(data, raw=False, strict_map_key=True, max_ext_len=0)
+  except (ValueError, msgpack.UnpackException) as error:
+    raise BadSample(f"not a msgpack map: {error}", shard=shard, key=key) from error
+  if not isinstance(record, dict) or not isinstance(record.get("__key__"), str):
+    raise BadSample("the record has no __key__", shard=shard, key=key)
+  key = record.pop("__key__")
+  stated = record.pop("sha256", None)
+  if not isinstance(stated, dict):
+    raise BadSample("the record has no sha256", shard=shard, key=key)
+  sample: Sample = {"__shard__": shard, "__key__": key}
+  for suffix, value in record.items():
+    if not isinstance(value, bytes):
+      raise BadSample(f".{suffix} is not bytes", shard=shard, key=key)
+    if hashlib.sha256(value).hexdigest() != stated.get(suffix):
+      raise BadSample(f"the sha256 of .{suffix} differs from the record's", shard=shard, key=key)
+    sample[suffix.lower()] = value
+  return sample
+
+
+class TfdsSource:
+  """Samples of a prepared TFDS data set whose features are texts or bytes named by suffix.
+
+  A feature "__key__" or "key" names the sample; a feature such as "mp4" holds an encoded file.
+  Needs `file_format="array_record"`, with which TFDS reads without TensorFlow.
+  """
+
+  def __init__(self, directory: str | os.PathLike[str], *, split: str):
+    self._directory = Path(directory)
+    self._split = split
+    self._length = len(self._data)
+
+  @property
+  def _data(self):
+    data = self.__dict__.get("_opened")
+    if data is None:
+      import tensorflow_datasets as tfds
+
+      try:
+        builder = tfds.builder_from_directory(self._directory)
+        data = builder.as_data_source(split=self._split)
+      except Exception as error:  # TFDS raises many kinds; all say that it cannot be read
+        raise DataError(f"{self._directory}, split {self._split}: {error}") from error
+      self.__dict__["_opened"] = data
+    return data
+
+  def __getstate__(self):
+    return {"_directory": self._directory, "_split": self._split, "_length": self._length}
+
+  def __len__(self) -> int:
+    return self._length
+
+  def __repr__(self) -> str:
+    return f"TfdsSource(split={self._split!r}, samples={len(self)})"
+
+  def name(self, index: int) -> tuple[str, str]:
+    """The split and the number of the sample."""
+    return self._split, f"#{index}"
+
+  def __getitem__(self, index: int) -> Sample:
+    shard, key = self.name(index)
+    try:
+      record = self._data[index]
+    except Exception as error:  # as above
+      raise BadSample(f"reading failed: {error}", shard=shard, key=key) from error
+    sample: Sample = {"__shard__": shard, "__key__": key}
+    for name, value in record.items():
+      value = value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
+      value = value.encode() if isinstance(value, str) else value
+      if not isinstance(value, bytes):
+        continue  # numbers and arrays that describe the sample
+      if name in ("__key__", "key"):
+        sample["__key__"] = value.decode("utf-8", "replace")
+      else:
+        sample[name.lower()] = value
+    return sample
+
+  @property
+  def problems(self) -> list[BadSample]:
+    """None: the file's own hashes are checked when a record is read."""
+    return []
+
+  def describe(self) -> list[dict[str, Any]]:
+    """One dict a shard of the split."""
+    files = sorted(self._directory.glob(f"*-{self._split}.array_record*"))
+    return [
+      {
+        "shard": path.name,
+        "size": path.stat().st_size,
+        "samples": len(self) if len(files) == 1 else None,
+        "digest": _digest_ends(path),
+      }
+      for path in files
+    ]
+
+
+def _digest_ends(path: Path) -> str:
+  digest = hashlib.sha256(str(path.stat().st_size).encode())
+  with open(path, "rb") as file:
+    digest.update(file.read(1 << 20))
+    file.seek(max(0, path.stat().st_size - (1 << 20)))
+    digest.update(file.read())
+  return digest.hexdigest()
+
+
+def _relative(path: Path, root: Path) -> str:
+  return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+
+
+def open_source(directory: str | os.PathLike[str], *, subset: str, split: str = "train") -> Source:
+  """The samples that lie in `directory`: a data set of vidgen's layout, or a folder of tars.
+
+  Looked for, in this order: DIR/<subset>/<split>/ and, as other tools leave them, DIR/<split>/ and
+  DIR itself, with *.tar or *.array_record in it; a prepared TFDS data set in DIR/<subset> or DIR.
+
+  Raises:
+    DataError: nothing of the kind lies there, or a shard cannot be read.
+  """
+  root = Path(directory)
+  if not root.is_dir():
+    raise DataError(f"data set {root}: no such folder")
+  contract = (root / "dataset.json").is_file()
+  places = [root / subset / split]
+  if not contract:
+    places += [root / split, root] if split == "train" else [root / split]
+  for place in places:
+    tars = sorted(place.glob("*.tar"))
+    records = sorted(place.glob("*.array_record"))
+    if tars and records:
+      raise DataError(f"{place}: both *.tar and *.array_record; keep one kind")
+    if tars:
+      return _not_empty(TarSource(tars, root=root), place)
+    if records:
+      return _not_empty(ArrayRecordSource(records, root=root), place)
+  for place in (root / subset, root):
+    if (place / "dataset_info.json").is_file() and (place / "features.json").is_file():
+      return _not_empty(TfdsSource(place, split=split), place)
+  looked = ", ".join(str(p.relative_to(root)) if p != root else "." for p in places)
+  raise DataError(f"data set {root}: no *.tar or *.array_record for {subset}/{split} in {looked}")
+
+
+def _not_empty(source: Source, place: Path) -> Source:
+  if not len(source):
+    first = f": {source.problems[0]}" if source.problems else ""
+    raise DataError(f"{place}: the shards hold no sample{first}")
+  return source
