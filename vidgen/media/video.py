@@ -56,8 +56,8 @@ def write_mp4(
   with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
     container.flags |= Flags.bitexact.value  # no library version in the file
     options = {"crf": str(crf), "preset": preset, "threads": "1"}
-    picture = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
-    picture.options = options
+    rate = Fraction(fps).limit_denominator(1001)
+    picture = container.add_stream("libx264", rate=rate, options=options)
     _describe(picture, height=frames.shape[1], width=frames.shape[2])
     # Both streams must exist before the first packet is written.
     sound = None if audio is None else _add_sound(container, sample_rate)

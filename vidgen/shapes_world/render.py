@@ -39,19 +39,15 @@ def background(name: str, *, height: int, width: int) -> Float[np.ndarray, "h w 
   return np.broadcast_to(first + (second - first) * share, (height, width, 3))
 
 
-def coverage(
+def distance(
   shape: str, dx: Float[np.ndarray, "*#s"], dy: Float[np.ndarray, "*#s"], radius: float
 ) -> Float[np.ndarray, "*s"]:
-  """How much of each pixel a shape covers, 0 to 1.
+  """Signed distance to a shape's outline in pixels, negative inside; too small at outer corners.
 
-  `dx`, `dy`: pixels from the shape's centre to the pixel's; `radius`: half the side of the box
-  that the shape touches on all sides, in pixels.
+  `dx`, `dy`: pixels from the shape's centre to each point; `radius`: half the side of the box that
+  the shape touches on all sides, in pixels. The part of a pixel that is covered is about 0.5 minus
+  this, clipped to [0, 1].
   """
-  return np.clip(0.5 - _distance(shape, dx, dy, radius), 0.0, 1.0)
-
-
-def _distance(shape: str, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.ndarray:
-  """Signed distance to the outline in pixels, negative inside (a lower bound at outer corners)."""
   if shape == "circle":
     return np.sqrt(dx * dx + dy * dy) - radius
   x, y = np.abs(dx), np.abs(dy)
@@ -76,7 +72,7 @@ def _draw(frame: np.ndarray, figure: Figure, x: float, y: float) -> None:
   if figure.emblem is not None:
     share, colour = identity.draw(figure.emblem, dx, dy, radius)
   else:
-    share = coverage(figure.shape, dx, dy, radius)
+    share = np.clip(0.5 - distance(figure.shape, dx, dy, radius), 0, 1)
     colour = np.array(COLOURS[figure.colour], np.float32)
   patch += share[..., None] * (colour - patch)
 

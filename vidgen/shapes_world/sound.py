@@ -5,6 +5,8 @@ the timbre, that is the ratios of the partials (harmonic for a circle, a struck 
 those of a drum skin for a triangle, odd harmonics for a cross) and how soon they die.
 """
 
+import functools
+
 import numpy as np
 from jaxtyping import Float
 
@@ -23,6 +25,7 @@ IMPACT_SECONDS = 0.5
 LEVEL = 0.5  # peak of one impact; two at once stay within [-1, 1]
 
 
+@functools.cache
 def impact(shape: str, colour: str) -> Float[np.ndarray, "n"]:
   """The sound of one impact, float32 at 48 kHz, from the moment of touch."""
   ratios, decay = TIMBRES[shape]

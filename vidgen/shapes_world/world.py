@@ -82,8 +82,8 @@ class WorldSpec:
 class Figure:
   """One object. `x`, `y`: its centre at time 0 (bouncing: `y` when on the floor).
 
-  `speed` is "slow" or "fast", and None if and only if the figure is still. `phase` in [0, 1): how much of a hop is over at
-  time 0. `emblem` replaces shape and colour by a drawing (see `identity`).
+  `speed` is "slow" or "fast", and None if and only if the figure is still. `phase` in [0, 1): how
+  much of a hop is over at time 0. `emblem` replaces shape and colour by a drawing (`identity`).
   """
 
   shape: str
