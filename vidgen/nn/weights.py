@@ -26,9 +26,9 @@ def weight(
   """The float32 parameter `name` of `module`; `axes` names each of its axes, for sharding rules."""
   if len(shape) != len(axes):
     raise ValueError(f"{name}: shape {tuple(shape)} and axes {tuple(axes)} differ in length")
-  return module.param(
-    name, nn.with_logical_partitioning(init, tuple(axes)), tuple(shape), jnp.float32
-  )
+  boxed = nn.with_logical_partitioning(init, tuple(axes))
+  # Parameters may come as NumPy arrays, straight from a file.
+  return jnp.asarray(module.param(name, boxed, tuple(shape), jnp.float32))
 
 
 def normal(stddev: float) -> Initializer:
