@@ -55,86 +55,162 @@ class Clip:
   tick: float
 
 
+@dataclasses.dataclass(frozen=True)
+class Span:
+  """What is sampled of a clip: `frames` at `fps`, from `draw` in [0, 1] of the slack in time."""
+
+  fps: float
+  frames: int
+  draw: float
+
+  def indices(self, times: np.ndarray, *, duration: float, tick: float) -> np.ndarray:
+    """Which frames, shown from `times` [t] on, are on screen at the sampled times; int [frames].
+
+    That is the last frame whose time is not later than the asked one plus half a tick of the
+    file's clock: a clock of 1 ms shows the second frame of 30 fps at 33 ms, although 1 / 30 s is
+    later.
+
+    Raises:
+      BadSample: the clip ends before the last of them.
+    """
+    if self.frames == 1 and len(times) == 1:
+      return np.zeros(1, np.int64)
+    if (self.frames - 1) / self.fps >= duration:
+      raise BadSample(f"{duration:.3f} s is too short for {self.frames} frames at {self.fps:g} fps")
+    start = self.draw * max(0.0, duration - self.frames / self.fps)
+    wanted = start + np.arange(self.frames) / self.fps + 0.5 * tick
+    return np.maximum(np.searchsorted(times, wanted, side="right") - 1, 0)
+
+
 def fit(width: float, height: float, *, cover: tuple[int, int]) -> tuple[int, int]:
   """The (width, height) to which a picture is scaled to cover (height, width) `cover`, no more."""
   scale = max(cover[0] / height, cover[1] / width)
   return max(cover[1], round(width * scale)), max(cover[0], round(height * scale))
 
 
-def frame_indices(
-  times: np.ndarray, *, fps: float, count: int, start: float, tick: float
-) -> np.ndarray:
-  """Which frames are on screen at start + k / fps, k = 0 .. count - 1; int [count].
-
-  That is the last frame whose time is not later than the asked one plus half a tick of the file's
-  clock: a clock of 1 ms shows the second frame of 30 fps at 33 ms although 1 / 30 s is later.
-  """
-  wanted = start + np.arange(count) / fps + 0.5 * tick
-  return np.maximum(np.searchsorted(times, wanted, side="right") - 1, 0)
-
-
 def decode_video(
-  data: bytes, *, cover: tuple[int, int] | None = None, limits: Limits | None = None
+  data: bytes,
+  *,
+  cover: tuple[int, int] | None = None,
+  limits: Limits | None = None,
+  span: Span | None = None,
 ) -> Clip:
-  """Every frame of the first video stream, turned upright, square pixels, scaled to `cover`.
+  """Frames of the first video stream, turned upright, square pixels, scaled to `cover`.
 
-  Scaling is by area averaging down and bicubic up, in one pass with the conversion to RGB.
+  With a `span`, only the frames that it may choose are kept, and nothing after them is decoded (the
+  packets' times are read first). Scaling is by area averaging down and bicubic up, in one pass with
+  the conversion to RGB.
 
   Raises:
-    BadSample: not a video, cut short, no frames, HDR, or above a limit.
+    BadSample: not a video, cut short, no frames, too short for the span, HDR, or above a limit.
   """
   limits = limits or Limits()
-  if len(data) > limits.max_bytes:
-    raise BadSample(f"{len(data)} bytes, more than limits.max_bytes {limits.max_bytes}")
-  if not data:
-    raise BadSample("empty file")
+  _check_bytes(data, limits)
   try:
     with av.open(io.BytesIO(data), metadata_errors="ignore") as container:
-      return _decode_stream(container, cover, limits)
+      if len(container.streams) > limits.max_streams:
+        raise BadSample(f"{len(container.streams)} streams, more than {limits.max_streams}")
+      if not container.streams.video:
+        raise BadSample("no video stream")
+      stream = container.streams.video[0]
+      _check_pixels(stream.codec_context.width, stream.codec_context.height, limits)
+      if not stream.time_base:
+        raise BadSample("the video stream has no clock")
+      stream.codec_context.thread_count = 1  # parallel over samples, not within one
+      stream.codec_context.options = {"err_detect": "explode"}  # else damage is painted over
+      stamps = _packet_stamps(container, stream, limits) if span is not None else None
+      if span is None or stamps is None:
+        return _decode_frames(container, stream, cover, limits)
+      return _decode_span(container, stream, cover, limits, span, stamps)
   except (av.error.FFmpegError, EOFError, OverflowError, ValueError) as error:
     raise BadSample(f"not decodable as video: {_one_line(error)}") from error
 
 
-def _decode_stream(container, cover: tuple[int, int] | None, limits: Limits) -> Clip:
-  if len(container.streams) > limits.max_streams:
-    raise BadSample(f"{len(container.streams)} streams, more than {limits.max_streams}")
-  if not container.streams.video:
-    raise BadSample("no video stream")
-  stream = container.streams.video[0]
-  context = stream.codec_context
-  context.thread_count = 1  # parallel over samples, not within one
-  _check_pixels(context.width, context.height, limits)
-  tick = float(stream.time_base or 0)
-  if tick <= 0:
-    raise BadSample("the video stream has no clock")
-  reformatter = VideoReformatter()
-  frames: list[np.ndarray] = []
-  stamps: list[int] = []
-  last = 0
-  for frame in container.decode(stream):
-    if frame.is_corrupt:
-      raise BadSample(f"frame {len(frames)} is corrupt")
-    if frame.pts is None:
-      raise BadSample(f"frame {len(frames)} has no presentation time")
-    if stamps and frame.pts <= stamps[-1]:
-      raise BadSample(f"presentation times do not increase at frame {len(frames)}")
-    if len(frames) >= limits.max_frames:
+def _packet_stamps(container, stream, limits: Limits) -> list[tuple[int, int]] | None:
+  """(presentation time, duration) of each frame to come, in order; None where packets lack them."""
+  stamps = []
+  for packet in container.demux(stream):
+    if not packet.size or packet.is_discard:
+      continue
+    if packet.pts is None:
+      stamps = None
+      break
+    stamps.append((packet.pts, packet.duration or 0))
+    if len(stamps) > limits.max_frames:
       raise BadSample(f"more than {limits.max_frames} frames")
-    stamps.append(frame.pts)
-    if (stamps[-1] - stamps[0]) * tick > limits.max_seconds:
-      raise BadSample(f"longer than {limits.max_seconds} s")
-    last = frame.duration or 0
-    frames.append(_to_rgb(frame, reformatter, stream.sample_aspect_ratio, cover, limits))
+  container.seek(0, stream=stream, backward=True, any_frame=False)
+  return sorted(stamps) if stamps else None
+
+
+def _clip(frames: list[np.ndarray], stamps: list[int], last: int, stream, *, origin: int) -> Clip:
+  """A clip of `frames` at `stamps` ticks; `last` is how long the final frame of the file stays."""
   if not frames:
     raise BadSample("no frames")
   if any(f.shape != frames[0].shape for f in frames):
     raise BadSample("the picture size changes within the clip")
-  if last <= 0:  # unknown: as long as the frame before, or as the declared rate says
-    last = stamps[-1] - stamps[-2] if len(stamps) > 1 else 0
-    if not last and stream.average_rate:
-      last = round(1 / (float(stream.average_rate) * tick))
-  times = (np.asarray(stamps, np.int64) - stamps[0]) * tick
+  tick = float(stream.time_base)
+  times = (np.asarray(stamps, np.int64) - origin) * tick
   return Clip(np.stack(frames), times, float(times[-1] + last * tick), tick)
+
+
+def _last_duration(stamps: list[int], stated: int, stream) -> int:
+  """Ticks of the last frame: as stated, else as the frame before it, else by the declared rate."""
+  if stated > 0:
+    return stated
+  if len(stamps) > 1:
+    return stamps[-1] - stamps[-2]
+  rate = stream.average_rate
+  return round(1 / (float(rate) * float(stream.time_base))) if rate else 0
+
+
+def _decode_frames(container, stream, cover, limits: Limits) -> Clip:
+  reformatter, last = VideoReformatter(), 0
+  frames: list[np.ndarray] = []
+  stamps: list[int] = []
+  for frame in container.decode(stream):
+    _check_frame(frame, len(frames), limits)
+    if stamps and frame.pts <= stamps[-1]:
+      raise BadSample(f"presentation times do not increase at frame {len(frames)}")
+    stamps.append(frame.pts)
+    if (stamps[-1] - stamps[0]) * stream.time_base > limits.max_seconds:
+      raise BadSample(f"longer than {limits.max_seconds} s")
+    last = frame.duration or 0
+    frames.append(_to_rgb(frame, reformatter, stream.sample_aspect_ratio, cover, limits))
+  last = _last_duration(stamps, last, stream)
+  return _clip(frames, stamps, last, stream, origin=stamps[0] if stamps else 0)
+
+
+def _decode_span(container, stream, cover, limits: Limits, span: Span, stamps) -> Clip:
+  tick = float(stream.time_base)
+  pts = [stamp for stamp, _ in stamps]
+  times = (np.asarray(pts, np.int64) - pts[0]) * tick
+  duration = float(times[-1] + _last_duration(pts, stamps[-1][1], stream) * tick)
+  if duration > limits.max_seconds:
+    raise BadSample(f"longer than {limits.max_seconds} s")
+  chosen = np.unique(span.indices(times, duration=duration, tick=tick))
+  wanted = [pts[i] for i in chosen]
+  container.seek(wanted[0], stream=stream, backward=True, any_frame=False)
+  reformatter, found = VideoReformatter(), {}
+  for number, frame in enumerate(container.decode(stream)):
+    _check_frame(frame, number, limits)
+    if frame.pts in wanted:
+      found[frame.pts] = _to_rgb(frame, reformatter, stream.sample_aspect_ratio, cover, limits)
+    if frame.pts >= wanted[-1]:
+      break
+  missing = [stamp for stamp in wanted if stamp not in found]
+  if missing:
+    raise BadSample(f"the frame at {(missing[0] - pts[0]) * tick:.3f} s cannot be decoded")
+  clip = _clip([found[stamp] for stamp in wanted], wanted, 0, stream, origin=pts[0])
+  return dataclasses.replace(clip, duration=duration)
+
+
+def _check_frame(frame, number: int, limits: Limits) -> None:
+  if number >= limits.max_frames:
+    raise BadSample(f"more than {limits.max_frames} frames")
+  if frame.is_corrupt:
+    raise BadSample(f"frame {number} is corrupt")
+  if frame.pts is None:
+    raise BadSample(f"frame {number} has no presentation time")
 
 
 def _to_rgb(frame, reformatter, aspect, cover, limits: Limits) -> np.ndarray:
@@ -166,10 +242,7 @@ def decode_image(
     BadSample: not a JPEG, PNG or WebP, cut short, or above a limit.
   """
   limits = limits or Limits()
-  if len(data) > limits.max_bytes:
-    raise BadSample(f"{len(data)} bytes, more than limits.max_bytes {limits.max_bytes}")
-  if not data:
-    raise BadSample("empty file")
+  _check_bytes(data, limits)
   try:
     image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP"))
     _check_pixels(image.width, image.height, limits)
@@ -213,10 +286,7 @@ def decode_audio(data: bytes, *, limits: Limits | None = None) -> np.ndarray:
     BadSample: no audio stream, not decodable, or above a limit.
   """
   limits = limits or Limits()
-  if len(data) > limits.max_bytes:
-    raise BadSample(f"{len(data)} bytes, more than limits.max_bytes {limits.max_bytes}")
-  if not data:
-    raise BadSample("empty file")
+  _check_bytes(data, limits)
   try:
     with av.open(io.BytesIO(data), metadata_errors="ignore") as container:
       if len(container.streams) > limits.max_streams:
@@ -238,6 +308,13 @@ def decode_audio(data: bytes, *, limits: Limits | None = None) -> np.ndarray:
   if not count:
     raise BadSample("no audio samples")
   return np.clip(np.concatenate(parts), -1.0, 1.0)
+
+
+def _check_bytes(data: bytes, limits: Limits) -> None:
+  if not data:
+    raise BadSample("empty file")
+  if len(data) > limits.max_bytes:
+    raise BadSample(f"{len(data)} bytes, more than limits.max_bytes {limits.max_bytes}")
 
 
 def _check_pixels(width: int, height: int, limits: Limits) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 
 from vidgen.errors import DataError
 from vidgen.inputs import transforms
-from vidgen.inputs.decode import IMAGE, VIDEO, Clip, decode_image, decode_video
+from vidgen.inputs.decode import IMAGE, VIDEO, Clip, Span, decode_image, decode_video
+from vidgen.inputs.order import random_bits, uniforms
 from vidgen.inputs.quarantine import BadSample, Quarantine
 from vidgen.inputs.sources import Sample, Source
 from vidgen.inputs.text import encode_padded, make_tokenizer, token_mask
@@ -29,10 +30,21 @@ class Plan(NamedTuple):
 
 
 class Example(NamedTuple):
-  """The part of a sample that no random number touches."""
+  """The part of a sample that no random number touches.
 
-  clip: Clip
+  `frames` is what enters the batch, uint8 [t, h, w, 3], where the clip leaves nothing to choose;
+  else it is cut from `clip`.
+  """
+
+  frames: np.ndarray | None
+  clip: Clip | None
   tokens: np.ndarray
+
+  @property
+  def nbytes(self) -> int:
+    """Bytes of the arrays."""
+    frames = self.clip.frames if self.clip is not None else self.frames
+    return self.tokens.nbytes + (frames.nbytes if frames is not None else 0)
 
 
 def bucket_seed(seed: int, bucket: str) -> int:
@@ -82,21 +94,16 @@ class Loader:
     bucket, config = self._buckets[plan.bucket], self._config
     size = len(plan.positions)
     seed = bucket_seed(self._seed, bucket.name)
-    draws = transforms.uniforms(seed, plan.positions)
-    time = {"random": draws[:, transforms.TIME], "center": np.full(size, 0.5)}
-    place = draws if config.spatial_crop == "random" else np.full_like(draws, 0.5)
-    times = time.get(config.temporal_crop, np.zeros(size))
-    video = np.empty((size, bucket.frames, bucket.height, bucket.width, 3), np.uint8)
-    tokens = np.empty((size, config.text_length), np.int32)
-    for i in range(size):
-      tokens[i] = self._fill(
-        video[i],
-        bucket,
-        seed=seed,
-        position=int(plan.positions[i]),
-        index=int(plan.indices[i]),
-        crop=(float(times[i]), float(place[i, transforms.ROW]), float(place[i, transforms.COLUMN])),
-      )
+    draws = uniforms(seed, plan.positions, draws=transforms.DRAWS)
+    crops = self._crops(draws)
+    frames, tokens = [], []
+    for position, index, crop in zip(
+      plan.positions.tolist(), plan.indices.tolist(), crops.tolist(), strict=True
+    ):
+      picture, caption = self._draw(bucket, seed=seed, position=position, index=index, crop=crop)
+      frames.append(picture)
+      tokens.append(caption)
+    video, tokens = np.stack(frames), np.stack(tokens)
     mirrored = draws[:, transforms.FLIP] < config.flip
     if mirrored.any():
       video[mirrored] = video[mirrored, :, :, ::-1]
@@ -115,17 +122,19 @@ class Loader:
       "fps": np.full(size, bucket.fps, np.float32),
     }
 
-  def _fill(
-    self,
-    out: np.ndarray,
-    bucket: "Bucket",
-    *,
-    seed: int,
-    position: int,
-    index: int,
-    crop: tuple[float, float, float],
-  ) -> np.ndarray:
-    """Writes the frames of the sample at `position` into `out`, and returns its tokens.
+  def _crops(self, draws: np.ndarray) -> np.ndarray:
+    """Where to cut, as parts in [0, 1] of the slack in time, row and column; [b, 3]."""
+    crops = draws[:, [transforms.TIME, transforms.ROW, transforms.COLUMN]]
+    if self._config.temporal_crop != "random":
+      crops[:, 0] = 0.5 if self._config.temporal_crop == "center" else 0.0
+    if self._config.spatial_crop != "random":
+      crops[:, 1:] = 0.5
+    return crops
+
+  def _draw(
+    self, bucket: "Bucket", *, seed: int, position: int, index: int, crop: list[float]
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Frames, uint8 [t, h, w, 3], and tokens, int32 [l], of the sample at `position`.
 
     In place of a bad sample comes another, drawn by the position's own numbers, so that no other
     position changes.
@@ -134,15 +143,11 @@ class Loader:
     bad: BadSample | None = None
     for attempt in range(REDRAWS):
       if attempt:
-        redraw = transforms.random_bits(
-          seed, np.asarray([position]), draws=transforms.DRAWS + attempt
-        )
-        index = int(redraw[0, -1] % np.uint64(len(source)))
+        bits = random_bits(seed, np.asarray([position]), draws=transforms.DRAWS + attempt)
+        index = int(bits[0, -1] % np.uint64(len(source)))
       try:
-        example = self._example(bucket, index)
-        time, row, column = crop
-        transforms.crop_clip(example.clip, out, fps=bucket.fps, time=time, row=row, column=column)
-        return example.tokens
+        example = self._example(bucket, index, time=crop[0])
+        return self._cut(example, bucket, crop), example.tokens
       except BadSample as error:
         bad = error
         if not bad.shard:
@@ -150,7 +155,17 @@ class Loader:
         self._quarantine.record(bad)
     raise DataError(f"{REDRAWS} bad samples in a row; the last: {bad}")
 
-  def _example(self, bucket: "Bucket", index: int) -> Example:
+  def _cut(self, example: Example, bucket: "Bucket", crop: list[float]) -> np.ndarray:
+    if example.clip is None:
+      assert example.frames is not None
+      return example.frames
+    time, row, column = crop
+    size = (bucket.height, bucket.width)
+    return transforms.crop_clip(
+      example.clip, span=_span(bucket, time), size=size, row=row, column=column
+    )
+
+  def _example(self, bucket: "Bucket", index: int, *, time: float) -> Example:
     known = self._cache.get((bucket.name, index))
     if isinstance(known, BadSample):
       raise known
@@ -159,7 +174,12 @@ class Loader:
     sample: Sample | None = None
     try:
       sample = self._sources[bucket.name][index]
-      example = Example(self._decode(sample, bucket), self._tokens(sample))
+      tokens = self._tokens(sample)
+      clip = self._decode(sample, bucket, time=time)
+      example = Example(None, clip, tokens)
+      size = (bucket.height, bucket.width)
+      if not transforms.has_slack(clip, span=_span(bucket, 0.0), size=size):
+        example = Example(self._cut(example, bucket, [0.0] * 3), None, tokens)
     except BadSample as error:
       if sample is not None:
         error.shard, error.key = sample["__shard__"], sample["__key__"]
@@ -168,7 +188,7 @@ class Loader:
     except Exception as error:
       shard, key = self._sources[bucket.name].name(index)
       raise DataError(f"shard {shard}, key {key!r}: {type(error).__name__}: {error}") from error
-    self._keep((bucket.name, index), example, size=example.clip.frames.nbytes)
+    self._keep((bucket.name, index), example, size=example.nbytes)
     return example
 
   def _keep(self, name: tuple[str, int], value: Example | BadSample, *, size: int) -> None:
@@ -179,11 +199,13 @@ class Loader:
           self._cache[name] = value
           self._cached += size
 
-  def _decode(self, sample: Sample, bucket: "Bucket") -> Clip:
+  def _decode(self, sample: Sample, bucket: "Bucket", *, time: float) -> Clip:
+    """The clip at the bucket's size: the whole with a cache, else the part that `time` asks for."""
     cover, limits = (bucket.height, bucket.width), self._config.limits
+    span = None if self._config.cache_bytes else _span(bucket, time)
     for suffix in VIDEO:
       if suffix in sample:
-        return decode_video(sample[suffix], cover=cover, limits=limits)
+        return decode_video(sample[suffix], cover=cover, limits=limits, span=span)
     for suffix in IMAGE:
       if suffix in sample:
         if bucket.frames > 1:
@@ -202,3 +224,7 @@ class Loader:
     if not caption:
       raise BadSample("missing caption: the text is empty")
     return encode_padded(self._tokenizer, caption, length=self._config.text_length)
+
+
+def _span(bucket: "Bucket", time: float) -> Span:
+  return Span(fps=bucket.fps, frames=bucket.frames, draw=time)

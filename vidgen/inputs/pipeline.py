@@ -18,8 +18,9 @@ from vidgen.config import differences, digest, plain
 from vidgen.errors import CheckpointError, ConfigError, DataError
 from vidgen.inputs.decode import Limits
 from vidgen.inputs.loader import Loader, Plan, bucket_seed
+from vidgen.inputs.order import shuffled
 from vidgen.inputs.quarantine import Budget, Quarantine
-from vidgen.inputs.sources import Source, open_source
+from vidgen.inputs.sources import open_source
 from vidgen.inputs.text import make_tokenizer
 
 
@@ -27,7 +28,7 @@ from vidgen.inputs.text import make_tokenizer
 class Bucket:
   """One batch shape: `frames` frames of `height` x `width` at `fps`, from `subset` of the data.
 
-  `weight` is its share of the batches, relative to the other buckets. An image bucket has one frame.
+  `weight` is its share of the batches, relative to the other buckets. Images have one frame.
   """
 
   name: str = "video"
@@ -50,9 +51,9 @@ class InputConfig:
   """How samples become batches.
 
   `temporal_crop` and `spatial_crop` say where a longer or larger sample is cut; `flip` is the
-  probability of mirroring, off because captions say left and right. `workers` processes decode
-  (0: `threads` threads of this one). `cache_bytes` of decoded samples are kept by each process; with
-  a cache whole clips are decoded, without one only what is needed. More than `bad_count` bad samples
+  probability of mirroring, off because captions say left and right. Each of `workers` processes
+  (0: this one) decodes with `threads` threads and keeps `cache_bytes` of decoded samples; with a
+  cache whole clips are decoded, without one only what is needed. More than `bad_count` bad samples
   or `bad_fraction` of the data set stop the run.
   """
 
@@ -86,6 +87,8 @@ class InputConfig:
         raise ValueError(f"{name} must not be negative")
     make_tokenizer(self.tokenizer)
 
+
+ENDLESS = 2**40  # local batches of a repeated order; more than any run takes
 
 # what may change between two runs without changing any batch
 _SPEED = ("workers", "threads", "prefetch", "cache_bytes", "bad_count", "bad_fraction")
@@ -131,9 +134,10 @@ def make_dataset(
   local = batch_size // process_count
   orders = []
   for bucket in config.buckets:
-    order = _order(sources[bucket.name], bucket, config=config, seed=seed)
-    order = order.repeat() if repeat else order[: len(order) // batch_size * batch_size]
-    batches = order.batch(local).map_with_index(_Plan(bucket.name, local))
+    length = len(sources[bucket.name])
+    count = ENDLESS if repeat else length // batch_size * process_count
+    order = _Order(bucket.name, length=length, size=local, seed=seed, shuffle=config.shuffle)
+    batches = grain.MapDataset.range(count).map(order)
     orders.append(batches.slice(slice(process_index, None, process_count)))
   if len(orders) == 1:
     plans = orders[0]
@@ -160,24 +164,21 @@ def make_dataset(
   return Batches(plans.map(loader), config=config, identity=identity, quarantine=quarantine)
 
 
-def _order(source: Source, bucket: Bucket, *, config: InputConfig, seed: int) -> grain.MapDataset:
-  """Indices of `source` in the order of the data; a bucket's order is its own."""
-  order = grain.MapDataset.range(len(source))
-  if not config.shuffle:
-    return order
-  return order.shuffle(seed=int(bucket_seed(seed, bucket.name) % 2**32))
+class _Order:
+  """Turns the number of a local batch into what it takes: `size` positions of a bucket's order."""
 
-
-class _Plan:
-  """Turns the m-th batch of indices into a `Plan`: which positions of the order it takes."""
-
-  def __init__(self, bucket: str, size: int):
+  def __init__(self, bucket: str, *, length: int, size: int, seed: int, shuffle: bool):
     self.bucket = bucket
+    self.length = length
     self.size = size
+    self.seed = bucket_seed(seed, bucket)
+    self.shuffle = shuffle
 
-  def __call__(self, number: int, indices: np.ndarray) -> Plan:
-    first = number * self.size
-    return Plan(self.bucket, np.arange(first, first + self.size), np.asarray(indices, np.int64))
+  def __call__(self, number: int) -> Plan:
+    positions = number * self.size + np.arange(self.size, dtype=np.int64)
+    if not self.shuffle:
+      return Plan(self.bucket, positions, positions % self.length)
+    return Plan(self.bucket, positions, shuffled(self.seed, positions, length=self.length))
 
 
 def describe_data(config: InputConfig, directory: str, *, split: str = "train") -> dict[str, Any]:

@@ -100,8 +100,9 @@ class Quarantine:
     ]
     more = f"; and {count - LISTED} more" if count > LISTED else ""
     raise DataError(
-      f"{count} bad samples, of {self.budget.total}, are more than the {self.budget.allowed} allowed "
-      f"(config.inputs.bad_count, bad_fraction); all are in {self.path}: {'; '.join(first)}{more}"
+      f"{count} bad samples, of {self.budget.total}, are more than the {self.budget.allowed} "
+      f"allowed (config.inputs.bad_count, bad_fraction); all are in {self.path}: "
+      f"{'; '.join(first)}{more}"
     )
 
   def _poll(self) -> None:

@@ -1,79 +1,40 @@
-"""From a decoded clip to a training example; everything random comes from counted numbers.
-
-The random numbers of an example are a hash of (seed, position in the data order, draw): they need
-no generator, no order of evaluation, and are made for a whole batch at once.
-"""
+"""From a decoded clip to a training example; what is random comes in as numbers in [0, 1)."""
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int32, Int64, UInt8, UInt64
+from jaxtyping import Bool, Float32, Int32, UInt8
 
-from vidgen.inputs.decode import Clip, frame_indices
-from vidgen.inputs.quarantine import BadSample
+from vidgen.inputs.decode import Clip, Span
 
-# draws: one column each of `uniforms`
+# the random numbers of an example, by their place among its draws
 TIME, ROW, COLUMN, FLIP, DROP, DRAWS = range(6)
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-
-
-def _mix(x: UInt64[np.ndarray, "..."]) -> UInt64[np.ndarray, "..."]:
-  """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014); wraps around by design."""
-  x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-  x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-  return x ^ (x >> np.uint64(31))
-
-
-def random_bits(
-  seed: int, positions: Int64[np.ndarray, " b"], *, draws: int
-) -> UInt64[np.ndarray, "b draws"]:
-  """64 random bits for each (position, draw); a function of (seed, position, draw) alone."""
-  base = _mix(np.full(1, seed % 2**64, np.uint64) + _GOLDEN)
-  rows = _mix(base + (positions.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
-  columns = (np.arange(draws, dtype=np.uint64) + np.uint64(1)) * _GOLDEN
-  return _mix(rows[:, None] ^ _mix(columns)[None])
-
-
-def uniforms(
-  seed: int, positions: Int64[np.ndarray, " b"], *, draws: int = DRAWS
-) -> Float64[np.ndarray, "b draws"]:
-  """Numbers in [0, 1), as `random_bits`."""
-  return (random_bits(seed, positions, draws=draws) >> np.uint64(11)) * 2.0**-53
-
-
-def start_time(clip: Clip, *, fps: float, frames: int, draw: float) -> float:
-  """When the sampled frames begin: `draw` in [0, 1] of the slack that the clip leaves; seconds.
-
-  Raises:
-    BadSample: the clip ends before the last sampled frame.
-  """
-  if frames == 1 and len(clip.times) == 1:
-    return 0.0
-  last = (frames - 1) / fps
-  if last >= clip.duration:
-    raise BadSample(f"{clip.duration:.3f} s is too short for {frames} frames at {fps:g} fps")
-  return draw * max(0.0, clip.duration - frames / fps)
 
 
 def crop_clip(
-  clip: Clip,
-  out: UInt8[np.ndarray, "t h w 3"],
-  *,
-  fps: float,
-  time: float,
-  row: float,
-  column: float,
-) -> None:
-  """Writes the sampled frames, cropped, into `out`; `time`, `row`, `column` in [0, 1] of the slack."""
-  count, height, width = out.shape[:3]
-  start = start_time(clip, fps=fps, frames=count, draw=time)
-  chosen = frame_indices(clip.times, fps=fps, count=count, start=start, tick=clip.tick)
-  top = round(row * (clip.frames.shape[1] - height))
-  left = round(column * (clip.frames.shape[2] - width))
-  out[:] = clip.frames[chosen, top : top + height, left : left + width]
+  clip: Clip, *, span: Span, size: tuple[int, int], row: float, column: float
+) -> UInt8[np.ndarray, "t h w 3"]:
+  """The frames of `span`, cropped to `size` (h, w) at `row` and `column` in [0, 1] of the slack.
+
+  Raises:
+    BadSample: the clip is too short.
+  """
+  chosen = span.indices(clip.times, duration=clip.duration, tick=clip.tick)
+  top = round(row * (clip.frames.shape[1] - size[0]))
+  left = round(column * (clip.frames.shape[2] - size[1]))
+  return clip.frames[chosen, top : top + size[0], left : left + size[1]]
+
+
+def has_slack(clip: Clip, *, span: Span, size: tuple[int, int]) -> bool:
+  """Whether there is any choice of where to cut."""
+  still = len(clip.times) == 1 or clip.duration <= span.frames / span.fps
+  return not still or clip.frames.shape[1:3] != size
 
 
 def to_unit_range(video: UInt8[np.ndarray, "b t h w 3"]) -> Float32[np.ndarray, "b t h w 3"]:
   """[0, 255] to [-1, 1]."""
-  return np.subtract(np.multiply(video, np.float32(1 / 127.5)), np.float32(1.0))
+  result = video.astype(np.float32)
+  result *= np.float32(1 / 127.5)
+  result -= np.float32(1.0)
+  return result
 
 
 def drop_captions(
