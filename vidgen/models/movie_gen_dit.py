@@ -143,7 +143,7 @@ class MovieGenDiT(nn.Module):
     condition = time_out(jax.nn.silu(time_in(timestep_embedding(time, width=TIME_WIDTH))))
     if self.pooled_text:
       weights = mask / jnp.maximum(mask.sum(axis=1, keepdims=True), 1)
-      pooled = jnp.einsum("bl,bld->bd", weights, context.astype(jnp.float32))
+      pooled = jnp.sum(weights[:, :, None] * context, axis=1, dtype=jnp.float32)
       condition = condition + Linear(d, axes=("embed", "embed_out"), name="text_pooled")(pooled)
     if self.per_layer_modulation:
       modulation = condition[:, None]
