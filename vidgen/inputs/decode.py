@@ -18,6 +18,7 @@ from vidgen.inputs.quarantine import BadSample
 
 VIDEO = ("mp4", "webm", "mkv", "mov", "avi")
 IMAGE = ("jpg", "jpeg", "png", "webp")
+AUDIO = ("wav", "flac", "mp3", "m4a", "ogg")
 AUDIO_RATE = 48_000
 HDR = (16, 18)  # transfer characteristics: SMPTE ST 2084 (PQ), ARIB STD-B67 (HLG)
 _EXACT = Interpolation.ACCURATE_RND | Interpolation.BITEXACT  # equal on every CPU
@@ -117,7 +118,10 @@ def decode_video(
       if not stream.time_base:
         raise BadSample("the video stream has no clock")
       stream.codec_context.thread_count = 1  # parallel over samples, not within one
-      stream.codec_context.options = {"err_detect": "explode"}  # else damage is painted over
+      stream.codec_context.options = {
+        "err_detect": "explode",  # else damage is painted over
+        "max_pixels": str(limits.max_pixels),  # the size can change within a stream
+      }
       stamps = _packet_stamps(container, stream, limits) if span is not None else None
       if span is None or stamps is None:
         return _decode_frames(container, stream, cover, limits)
@@ -128,8 +132,9 @@ def decode_video(
 
 def _packet_stamps(container, stream, limits: Limits) -> list[tuple[int, int]] | None:
   """(presentation time, duration) of each frame to come, in order; None where packets lack them."""
-  stamps = []
+  stamps, count = [], 0
   for packet in container.demux(stream):
+    count += packet.size > 0
     if not packet.size or packet.is_discard:
       continue
     if packet.pts is None:
@@ -138,6 +143,9 @@ def _packet_stamps(container, stream, limits: Limits) -> list[tuple[int, int]] |
     stamps.append((packet.pts, packet.duration or 0))
     if len(stamps) > limits.max_frames:
       raise BadSample(f"more than {limits.max_frames} frames")
+  else:
+    if count < stream.frames:  # more than declared is common, less is a file cut short
+      raise BadSample(f"{stream.frames} frames are declared, {count} are there")
   container.seek(0, stream=stream, backward=True, any_frame=False)
   return sorted(stamps) if stamps else None
 
@@ -288,7 +296,7 @@ def decode_audio(data: bytes, *, limits: Limits | None = None) -> np.ndarray:
   limits = limits or Limits()
   _check_bytes(data, limits)
   try:
-    with av.open(io.BytesIO(data), metadata_errors="ignore") as container:
+    with av.open(io.BytesIO(data), mode="r", metadata_errors="ignore") as container:
       if len(container.streams) > limits.max_streams:
         raise BadSample(f"{len(container.streams)} streams, more than {limits.max_streams}")
       if not container.streams.audio:

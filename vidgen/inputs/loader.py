@@ -14,6 +14,7 @@ from vidgen.inputs.order import random_bits, uniforms
 from vidgen.inputs.quarantine import BadSample, Quarantine
 from vidgen.inputs.sources import Sample, Source
 from vidgen.inputs.text import encode_padded, make_tokenizer, token_mask
+from vidgen.inputs.workers import InWork
 
 if TYPE_CHECKING:
   from vidgen.inputs.pipeline import Bucket, InputConfig
@@ -63,7 +64,9 @@ class Loader:
     sources: Mapping[str, Source],
     quarantine: Quarantine,
     seed: int,
+    in_work: InWork | None = None,
   ):
+    self._in_work = in_work
     self._config = config
     self._sources = dict(sources)
     self._quarantine = quarantine
@@ -78,7 +81,7 @@ class Loader:
     self._lock = threading.Lock()
 
   def __getstate__(self):
-    names = ("_config", "_sources", "_quarantine", "_seed")
+    names = ("_config", "_sources", "_quarantine", "_seed", "_in_work")
     return {name: self.__dict__[name] for name in names}
 
   def __setstate__(self, state):
@@ -104,6 +107,8 @@ class Loader:
       frames.append(picture)
       tokens.append(caption)
     video, tokens = np.stack(frames), np.stack(tokens)
+    if self._in_work is not None:
+      self._in_work.note("", "")
     mirrored = draws[:, transforms.FLIP] < config.flip
     if mirrored.any():
       video[mirrored] = video[mirrored, :, :, ::-1]
@@ -172,6 +177,8 @@ class Loader:
     if known is not None:
       return known
     sample: Sample | None = None
+    if self._in_work is not None:
+      self._in_work.note(*self._sources[bucket.name].name(index))
     try:
       sample = self._sources[bucket.name][index]
       tokens = self._tokens(sample)

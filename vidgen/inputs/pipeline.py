@@ -22,6 +22,7 @@ from vidgen.inputs.order import shuffled
 from vidgen.inputs.quarantine import Budget, Quarantine
 from vidgen.inputs.sources import open_source
 from vidgen.inputs.text import make_tokenizer
+from vidgen.inputs.workers import InWork, start_worker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +131,8 @@ def make_dataset(
     for problem in source.problems:
       quarantine.record(problem)
   quarantine.check()
-  loader = Loader(config, sources=sources, quarantine=quarantine, seed=seed)
+  in_work = InWork() if config.workers else None
+  loader = Loader(config, sources=sources, quarantine=quarantine, seed=seed, in_work=in_work)
   local = batch_size // process_count
   orders = []
   for bucket in config.buckets:
@@ -161,7 +163,9 @@ def make_dataset(
       if f.name not in _SPEED
     },
   }
-  return Batches(plans.map(loader), config=config, identity=identity, quarantine=quarantine)
+  return Batches(
+    plans.map(loader), config=config, identity=identity, quarantine=quarantine, in_work=in_work
+  )
 
 
 class _Order:
@@ -216,12 +220,14 @@ class Batches(grain.IterDataset):
     config: InputConfig,
     identity: dict[str, Any],
     quarantine: Quarantine,
+    in_work: InWork | None,
   ):
     super().__init__()
     self.quarantine = quarantine
     self._batches = batches
     self._config = config
     self._identity = identity
+    self._in_work = in_work
 
   def __len__(self) -> int:
     return len(self._batches)
@@ -231,7 +237,11 @@ class Batches(grain.IterDataset):
 
   def __iter__(self) -> "BatchIterator":
     return BatchIterator(
-      self._batches, config=self._config, identity=self._identity, quarantine=self.quarantine
+      self._batches,
+      config=self._config,
+      identity=self._identity,
+      quarantine=self.quarantine,
+      in_work=self._in_work,
     )
 
 
@@ -245,12 +255,14 @@ class BatchIterator(grain.DatasetIterator):
     config: InputConfig,
     identity: dict[str, Any],
     quarantine: Quarantine,
+    in_work: InWork | None,
   ):
     super().__init__()
     self._batches = batches
     self._config = config
     self._identity = identity
     self._quarantine = quarantine
+    self._in_work = in_work
     self._position = 0
     self._inner: grain.DatasetIterator | None = None
 
@@ -259,10 +271,26 @@ class BatchIterator(grain.DatasetIterator):
       raise StopIteration
     if self._inner is None:
       self._inner = self._start()
-    batch = next(self._inner)
+    try:
+      batch = next(self._inner)
+    except RuntimeError as error:
+      raise self._name_the_dead(error) from error
     self._quarantine.check()
     self._position += 1
+    if self._config.workers:  # out of shared memory, which Grain frees behind the arrays' back
+      batch = {name: np.array(array) for name, array in batch.items()}
     return batch
+
+  def _name_the_dead(self, error: RuntimeError) -> Exception:
+    """What to raise for Grain's error of a worker process that died."""
+    if self._in_work is None or "terminated unexpectedly" not in str(error):
+      return error
+    samples = [f"shard {shard}, key {key!r}" for shard, key in self._in_work.of_the_dead()]
+    at = "; it was decoding " + ", ".join(samples) if samples else ""
+    return DataError(
+      f"a worker process died ({str(error).split('. ')[0]}): out of memory, or a sample that "
+      f"crashes the decoder{at}"
+    )
 
   def _start(self) -> grain.DatasetIterator:
     rest = self._batches.slice(slice(self._position, None)) if self._position else self._batches
@@ -276,7 +304,8 @@ class BatchIterator(grain.DatasetIterator):
       iterable = iterable.mp_prefetch(
         grain.MultiprocessingOptions(
           num_workers=self._config.workers, per_worker_buffer_size=max(1, self._config.prefetch)
-        )
+        ),
+        worker_init_fn=start_worker,
       )
     return iterable.__iter__()
 

@@ -6,13 +6,14 @@ is sent to a worker process, which opens the files itself.
 """
 
 import hashlib
+import importlib
 import json
 import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import msgpack
 import numpy as np
@@ -24,6 +25,7 @@ from vidgen.inputs.tar_index import TarIndex, load_index
 Sample = dict[str, Any]
 
 
+@runtime_checkable  # so that the type checks of the tests can tell a source
 class Source(Protocol):
   """What a pipeline reads: Grain's random access source, and what is known of its shards."""
 
@@ -155,8 +157,8 @@ class _Shard:
       self.keys = expected
       self.rows = np.asarray([row.pop(key, -1) for key in expected], np.int64)
       self.problems += [(key, "not in the shard's parquet") for key in row]
-    lost = np.flatnonzero(self.rows < 0)
-    self.problems += [(self.keys[i], "the shard has lost this sample") for i in lost]
+    gone = np.flatnonzero(self.rows < 0)
+    self.problems += [(self.keys[int(i)], "the shard has lost this sample") for i in gone]
 
 
 def _load_shard(path: Path) -> _Shard:
@@ -220,15 +222,13 @@ class ArrayRecordSource:
   """Samples out of ArrayRecord: msgpack maps with "__key__", suffix -> bytes, and "sha256"."""
 
   def __init__(self, shards: Sequence[str | os.PathLike[str]], *, root: str | os.PathLike[str]):
-    from array_record.python import array_record_module
-
     self._root = Path(root)
     self._paths = [Path(shard) for shard in shards]
     self._local = threading.local()
     counts = []
     for path in self._paths:
       try:
-        reader = array_record_module.ArrayRecordReader(os.fspath(path))
+        reader = _record_reader(path)
         counts.append(reader.num_records())
         reader.close()
       except Exception as error:  # the reader raises bare RuntimeError and ValueError
@@ -268,11 +268,9 @@ class ArrayRecordSource:
     return _unpack_record(data, shard=name, key=f"#{row}")
 
   def _reader(self, shard: int):
-    from array_record.python import array_record_module
-
     readers = self._local.__dict__.setdefault("readers", {})  # a reader is not for two threads
     if shard not in readers:
-      readers[shard] = array_record_module.ArrayRecordReader(os.fspath(self._paths[shard]))
+      readers[shard] = _record_reader(self._paths[shard])
     return readers[shard]
 
   @property
@@ -292,6 +290,11 @@ class ArrayRecordSource:
       }
       for path, start, end in zip(self._paths, starts, self._ends, strict=True)
     ]
+
+
+def _record_reader(path: Path) -> Any:
+  module = importlib.import_module("array_record.python.array_record_module")
+  return module.ArrayRecordReader(os.fspath(path))
 
 
 def _unpack_record(data: bytes, *, shard: str, key: str) -> Sample:
@@ -334,7 +337,7 @@ class TfdsSource:
       import tensorflow_datasets as tfds
 
       try:
-        builder = tfds.builder_from_directory(self._directory)
+        builder: Any = tfds.builder_from_directory(self._directory)
         data = builder.as_data_source(split=self._split)
       except Exception as error:  # TFDS raises many kinds; all say that it cannot be read
         raise DataError(f"{self._directory}, split {self._split}: {error}") from error

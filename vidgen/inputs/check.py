@@ -1,0 +1,199 @@
+"""`check_dataset`: every shard indexed, every sample decoded in full, once."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+from vidgen.errors import DataError
+from vidgen.inputs.decode import (
+  AUDIO,
+  IMAGE,
+  VIDEO,
+  Limits,
+  decode_audio,
+  decode_image,
+  decode_video,
+)
+from vidgen.inputs.quarantine import BadSample
+from vidgen.inputs.sources import Sample, Source, open_source
+
+PREVIEW = (32, 32)  # frames are scaled to this while all of them are decoded: bounded memory
+CHUNK = 64  # samples a process takes at a time
+
+_source: Source | None = None  # of a worker process
+_limits = Limits()
+
+
+def check_dataset(
+  directory: str | os.PathLike[str],
+  *,
+  processes: int | None = None,
+  limits: Limits | None = None,
+  progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+  """Decodes all of a data set and says what is in it and what is wrong.
+
+  Returns a JSON dict: "subsets": {"video/train": {"samples", "bad", "frames", "seconds", "bytes",
+  "shards": [...], "sha256"}}, "samples", "bad": [{"shard", "key", "reason"}]. The
+  sha256 of a subset covers every member of every good sample, in order. `progress` is called with
+  (samples done, samples in all).
+
+  Raises:
+    DataError: there is no data set, or one of its shards cannot be opened at all.
+  """
+  limits = limits or Limits()
+  processes = processes or os.cpu_count() or 1
+  sources = dict(_sources(Path(directory)))
+  total = sum(len(source) for source in sources.values())
+  report: dict[str, Any] = {"directory": str(directory), "samples": total, "subsets": {}, "bad": []}
+  done = 0
+  for name, source in sources.items():
+    found = _Subset(source)
+    for chunk in _check_chunks(source, limits=limits, processes=processes):
+      found.add(chunk)
+      done += len(chunk)
+      if progress is not None:
+        progress(done, total)
+    report["subsets"][name] = found.report()
+    report["bad"] += found.bad
+  return report
+
+
+def _sources(directory: Path) -> Iterator[tuple[str, Source]]:
+  """Every (subset/split, source) of a data set of vidgen's layout, or the one of a plain folder."""
+  if not directory.is_dir():
+    raise DataError(f"data set {directory}: no such folder")
+  found = False
+  for place in sorted(p for p in directory.glob("*/*") if p.is_dir()):
+    if any(place.glob("*.tar")) or any(place.glob("*.array_record")):
+      found = True
+      yield (
+        f"{place.parent.name}/{place.name}",
+        open_source(directory, subset=place.parent.name, split=place.name),
+      )
+  if not found:
+    yield "train", open_source(directory, subset="video", split="train")
+
+
+class _Subset:
+  """Sums over the samples of one subset and split."""
+
+  def __init__(self, source: Source):
+    self.source = source
+    self.sums = {"samples": len(source), "frames": 0, "seconds": 0.0, "bytes": 0}
+    self.digest = hashlib.sha256()
+    self.bad = [_entry(problem) for problem in source.problems]
+    self._named = {(entry["shard"], entry["key"]) for entry in self.bad}
+
+  def add(self, chunk: list[dict[str, Any]]) -> None:
+    for result in chunk:
+      if "reason" in result:
+        if (result["shard"], result["key"]) not in self._named:
+          self.bad.append(result)
+        continue
+      for name in ("frames", "seconds", "bytes"):
+        self.sums[name] += result[name]
+      self.digest.update(result["sha256"].encode())
+
+  def report(self) -> dict[str, Any]:
+    return {
+      **self.sums,
+      "bad": len(self.bad),
+      "sha256": self.digest.hexdigest(),
+      "shards": self.source.describe(),
+    }
+
+
+def _check_chunks(
+  source: Source, *, limits: Limits, processes: int
+) -> Iterator[list[dict[str, Any]]]:
+  starts = range(0, len(source), CHUNK)
+  if processes == 1 or len(starts) == 1:
+    _initialize(source, limits)
+    yield from map(_check_chunk, starts)
+    return
+  context = multiprocessing.get_context("spawn")
+  pool = ProcessPoolExecutor(
+    min(processes, len(starts)),
+    mp_context=context,
+    initializer=_initialize,
+    initargs=(source, limits),
+  )
+  with pool:
+    try:
+      yield from pool.map(_check_chunk, starts)
+    except BrokenProcessPool as error:
+      raise DataError(
+        "a process died while decoding; check with one process to see at which sample"
+      ) from error
+
+
+def _initialize(source: Source, limits: Limits) -> None:
+  global _source, _limits
+  _source, _limits = source, limits
+
+
+def _check_chunk(start: int) -> list[dict[str, Any]]:
+  assert _source is not None
+  return [
+    check_sample(_source, index, limits=_limits)
+    for index in range(start, min(start + CHUNK, len(_source)))
+  ]
+
+
+def check_sample(source: Source, index: int, *, limits: Limits) -> dict[str, Any]:
+  """What one sample holds ("frames", "seconds", "bytes", "sha256"), or why it is bad ("reason")."""
+  shard, key = source.name(index)
+  try:
+    sample = source[index]
+    shard, key = sample["__shard__"], sample["__key__"]
+    return _contents(sample, limits)
+  except BadSample as error:
+    return {"shard": shard, "key": key, "reason": error.reason}
+
+
+def _contents(sample: Sample, limits: Limits) -> dict[str, Any]:
+  digest, size, frames, seconds, media = hashlib.sha256(), 0, 0, 0.0, 0
+  for suffix in sorted(k for k in sample if not k.startswith("__")):
+    data = sample[suffix]
+    digest.update(f"{suffix} {len(data)} ".encode() + data)
+    size += len(data)
+    kind = suffix.rsplit(".", 1)[-1]  # "input.mp4" is a video
+    try:
+      if kind in VIDEO:
+        clip = decode_video(data, cover=PREVIEW, limits=limits)
+        frames, seconds, media = frames + len(clip.frames), seconds + clip.duration, media + 1
+      elif kind in IMAGE:
+        decode_image(data, cover=PREVIEW, limits=limits)
+        frames, media = frames + 1, media + 1
+      elif kind in AUDIO:
+        decode_audio(data, limits=limits)
+        media += 1
+      elif kind in ("txt", "json"):
+        _check_text(data, kind)
+    except BadSample as error:
+      raise BadSample(f".{suffix}: {error.reason}") from error
+  if not media:
+    raise BadSample("neither video, image nor audio")
+  if not sample.get("txt", b"").strip():
+    raise BadSample("missing caption")
+  return {"frames": frames, "seconds": seconds, "bytes": size, "sha256": digest.hexdigest()}
+
+
+def _check_text(data: bytes, kind: str) -> None:
+  try:
+    text = data.decode("utf-8")
+    if kind == "json":
+      json.loads(text)
+  except (ValueError, RecursionError) as error:
+    raise BadSample(f"not readable: {type(error).__name__}: {str(error)[:100]}") from error
+
+
+def _entry(problem: BadSample) -> dict[str, str]:
+  return {"shard": problem.shard, "key": problem.key, "reason": problem.reason}
