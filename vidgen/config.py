@@ -25,20 +25,24 @@ from vidgen.errors import ConfigError
 T = TypeVar("T")
 
 
-def load_config(spec: str, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
+def load_config(
+  spec: str, overrides: Mapping[str, Any] | None = None, *, entry: str = "get_config"
+) -> ConfigDict:
   """Reads `FILE.py` or `FILE.py:variant` and applies overrides such as `{"train.steps": 10}`.
 
+  `entry` is the function that the file must define.
+
   Raises:
-    ConfigError: the file is missing or has no `get_config`, the variant is not known to it, or an
+    ConfigError: the file is missing or has no such function, the variant is not known to it, or an
       override names a key that the recipe's dataclasses do not have (found later, by `build`).
   """
   path, _, variant = spec.partition(":")
   if not Path(path).is_file():
     raise ConfigError(f"config {path}: no such file")
   try:
-    get_config = runpy.run_path(path)["get_config"]
+    get_config = runpy.run_path(path)[entry]
   except KeyError:
-    raise ConfigError(f"config {path}: defines no get_config(arg)") from None
+    raise ConfigError(f"config {path}: defines no {entry}(arg)") from None
   except Exception as error:
     raise ConfigError(f"config {path}: {type(error).__name__}: {error}") from error
   try:

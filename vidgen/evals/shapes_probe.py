@@ -69,7 +69,7 @@ class Reading:
     """The reading in the form of `shapes_world.attributes`."""
     names = ("shape", "colour", "motion", "size", "speed")
     facts = [{name: getattr(f, name) for name in names} for f in self.figures]
-    first = facts[0] if facts else dict.fromkeys(names)
+    first: dict[str, Any] = facts[0] if facts else dict.fromkeys(names)
     more = {"second": facts[1]} if len(facts) == 2 else {}
     return {**first, "background": self.background, "count": len(facts), **more}
 

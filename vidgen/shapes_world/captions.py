@@ -7,6 +7,8 @@ most 96 bytes, of two 160.
 import dataclasses
 from typing import Any
 
+import numpy as np
+
 from vidgen.shapes_world.world import Clip, Figure, WorldSpec, attributes, stream
 
 # {c} colour, {s} shape, {v} moving, {z} size, {a} adverb with a space before it, {b} background
@@ -32,6 +34,16 @@ PAIR_TEMPLATES = {
     " half, the background is {b}",
   ),
 }
+# Of the other subsets. An image has one template for one figure and one for two.
+IMAGE_TEMPLATES = (
+  "a {z} {c} {s} on a {b} background",
+  "a {c} {s} above a {c2} {s2} on a {b} background",
+)
+SOUND_TEMPLATE = "the sound of a {c} {s} bouncing{a}"
+PERSON_TEMPLATES = (
+  "the person {v}{a} on a {b} background",
+  "the person is {v}{a}, the background is {b}",
+)
 STATED = {"short": (), "medium": ("size",), "long": ("size", "speed")}
 PAIR_STATED = {"short": (), "medium": (), "long": ("speed",)}
 VERBS = {
@@ -57,11 +69,21 @@ def caption_clip(
   clip: Clip, spec: WorldSpec, *, seed: int, split: str = "train", index: int
 ) -> Caption:
   """Words clip `index` with one of the templates that `spec` allows."""
-  rng = stream(seed, split=split, index=index, purpose="caption")
+  return draw_caption(stream(seed, split=split, index=index, purpose="caption"), clip, spec)
+
+
+def draw_caption(rng: np.random.Generator, clip: Clip, spec: WorldSpec) -> Caption:
+  """Words a clip with a template drawn from those that `spec` allows."""
   length = spec.caption_lengths[int(rng.integers(len(spec.caption_lengths)))]
   pair = len(clip.figures) == 2
   templates = (PAIR_TEMPLATES if pair else TEMPLATES)[length]
   return word(clip, templates[int(rng.integers(len(templates)))], stated=stated(length, pair=pair))
+
+
+def describe(clip: Clip) -> str:
+  """A plain caption, of middle length, of a clip."""
+  templates = (PAIR_TEMPLATES if len(clip.figures) == 2 else TEMPLATES)["medium"]
+  return word(clip, templates[0], stated=()).text
 
 
 def stated(length: str, *, pair: bool) -> tuple[str, ...]:

@@ -1,67 +1,47 @@
-"""Identities: an emblem stands for a person who appears in several clips and in one portrait.
+"""Identities: a person, for whom an emblem stands, in several clips and in one portrait."""
 
-An emblem is a number. It encodes a tile of 5 x 5 cells, mirrored left to right, and the two
-colours of its full and its empty cells.
-"""
+import dataclasses
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import UInt8
 
-CELLS = 5
-FREE = CELLS * ((CELLS + 1) // 2)  # cells that the mirror leaves free
-PALETTE = (
-  (230, 25, 25),
-  (25, 190, 50),
-  (30, 80, 250),
-  (250, 220, 20),
-  (160, 40, 200),
-  (20, 215, 225),
+from vidgen.shapes_world import emblem
+from vidgen.shapes_world.render import background
+from vidgen.shapes_world.world import (
+  BACKGROUNDS,
+  MOTIONS,
+  Clip,
+  WorldSpec,
+  sample_figure,
+  stream,
 )
-PAIRS = tuple((a, b) for a in range(len(PALETTE)) for b in range(len(PALETTE)) if a != b)
+
+CLIPS_PER_PERSON = 4
+PORTRAIT_SIZE = 0.8  # side of the emblem in a portrait
 
 
-def sample_emblem(rng: np.random.Generator) -> int:
-  """Draws an emblem with a pattern that is neither nearly empty nor nearly full."""
-  while True:
-    bits = int(rng.integers(2**FREE))
-    if 5 <= bits.bit_count() <= FREE - 5:
-      return bits * len(PAIRS) + int(rng.integers(len(PAIRS)))
+def sample_person(
+  spec: WorldSpec, *, seed: int, split: str = "train", index: int
+) -> tuple[int, Clip]:
+  """The emblem of person `index // CLIPS_PER_PERSON`, and one clip of it.
 
-
-def pattern(emblem: int) -> Float[np.ndarray, "5 5"]:
-  """1 where a cell is full; rows from the top."""
-  bits = emblem // len(PAIRS)
-  half = np.array([bits >> k & 1 for k in range(FREE)], np.float32).reshape(CELLS, -1)
-  return np.concatenate([half, half[:, -2::-1]], axis=1)
-
-
-def palette(emblem: int) -> Float[np.ndarray, "2 3"]:
-  """The colours of the full and of the empty cells, 0 to 255."""
-  return np.array([PALETTE[k] for k in PAIRS[emblem % len(PAIRS)]], np.float32)
-
-
-def draw(
-  emblem: int,
-  dx: Float[np.ndarray, "1 w"],
-  dy: Float[np.ndarray, "h 1"],
-  radius: float,
-) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w 3"]]:
-  """The share of each pixel that the tile covers, and its mean colour there.
-
-  `dx`, `dy`: pixels from the tile's centre; `radius`: half its side in pixels. Cells and edges are
-  anti-aliased exactly, as the overlap of two rectangles is a product.
+  The clips of a person differ in motion and in background. Persons of the two splits differ.
   """
-  rows, columns = _overlap(dy[:, 0], radius), _overlap(dx[0], radius)
-  full = rows @ pattern(emblem) @ columns.T
-  share = rows.sum(axis=1)[:, None] * columns.sum(axis=1)[None, :]
-  part = (full / np.maximum(share, 1e-6))[..., None]
-  first, second = palette(emblem)
-  return share, second + (first - second) * part
+  number, turn = divmod(index, CLIPS_PER_PERSON)
+  rng = stream(seed, split=split, index=number, purpose="identity")
+  person = emblem.sample_emblem(rng, split=split)
+  motion = MOTIONS[rng.permutation(len(MOTIONS))[turn]]
+  places = rng.permutation(len(BACKGROUNDS))
+  rng = stream(seed, split=split, index=index, purpose="clip")
+  figure = sample_figure(rng, ("square", "red", motion), seconds=spec.seconds, size="large")
+  figure = dataclasses.replace(figure, shape="emblem", colour="emblem", emblem=person)
+  return person, Clip(tuple(BACKGROUNDS)[places[turn]], (figure,))
 
 
-def _overlap(centre: Float[np.ndarray, "n"], radius: float) -> Float[np.ndarray, "n 5"]:
-  """How much of each pixel (of side 1, at `centre`) lies in each row or column of cells."""
-  edges = np.linspace(-radius, radius, CELLS + 1, dtype=np.float32)
-  low = np.maximum(centre[:, None] - 0.5, edges[:-1])
-  high = np.minimum(centre[:, None] + 0.5, edges[1:])
-  return np.maximum(high - low, 0.0).astype(np.float32)
+def portrait(person: int, *, side: int) -> UInt8[np.ndarray, "h w 3"]:
+  """The emblem alone, large, in the middle of a gray square."""
+  picture = background("gray", height=side, width=side).copy()
+  at = np.arange(side, dtype=np.float32) + np.float32(0.5 - side / 2)
+  share, colour = emblem.draw(person, at[None, :], at[:, None], PORTRAIT_SIZE * side / 2)
+  picture += share[..., None] * (colour - picture)
+  return np.rint(picture).astype(np.uint8)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from vidgen.shapes_world import identity
+from vidgen.shapes_world import emblem
 from vidgen.shapes_world.captions import caption_clip
 from vidgen.shapes_world.world import (
   BACKGROUNDS,
@@ -70,7 +70,7 @@ def _draw(frame: np.ndarray, figure: Figure, x: float, y: float) -> None:
   dy = np.arange(top, top + patch.shape[0], dtype=np.float32)[:, None] + np.float32(0.5 - y)
   dx = np.arange(left, left + patch.shape[1], dtype=np.float32)[None, :] + np.float32(0.5 - x)
   if figure.emblem is not None:
-    share, colour = identity.draw(figure.emblem, dx, dy, radius)
+    share, colour = emblem.draw(figure.emblem, dx, dy, radius)
   else:
     share = np.clip(0.5 - distance(figure.shape, dx, dy, radius), 0, 1)
     colour = np.array(COLOURS[figure.colour], np.float32)

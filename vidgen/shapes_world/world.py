@@ -40,7 +40,7 @@ HOP_HEIGHT = 0.36
 MARGIN = 0.01  # kept free along the border of the frame
 SPLITS = ("train", "held_out")
 # What a random stream is for; a stream is named by (seed, split, index, purpose).
-PURPOSES = ("clip", "caption", "sound", "edit", "identity", "image")
+PURPOSES = ("clip", "caption", "sound", "edit", "identity", "image", "prompt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,16 +147,18 @@ def stream(seed: int, *, split: str, index: int, purpose: str) -> np.random.Gene
   return np.random.Generator(np.random.Philox(np.random.SeedSequence(names)))
 
 
-def sample_clip(spec: WorldSpec, *, seed: int, split: str = "train", index: int) -> Clip:
+def sample_clip(
+  spec: WorldSpec, *, seed: int, split: str = "train", index: int, purpose: str = "clip"
+) -> Clip:
   """Draws clip `index` of a split: a function of its arguments alone, whatever was drawn before."""
-  rng = stream(seed, split=split, index=index, purpose="clip")
-  background = _pick(rng, tuple(BACKGROUNDS))
+  rng = stream(seed, split=split, index=index, purpose=purpose)
+  background = pick(rng, tuple(BACKGROUNDS))
   if rng.random() >= spec.two_objects:
-    triple = _pick(rng, triples(split))
+    triple = pick(rng, triples(split))
     return Clip(background, (sample_figure(rng, triple, seconds=spec.seconds),))
   allowed = tuple(t for t in triples(split) if t[2] in PAIR_MOTIONS)
-  first = _pick(rng, allowed)
-  second = _pick(rng, tuple(t for t in allowed if t[1] != first[1]))
+  first = pick(rng, allowed)
+  second = pick(rng, tuple(t for t in allowed if t[1] != first[1]))
   halves = ((first, 0.0), (second, 0.5))
   return Clip(
     background,
@@ -178,15 +180,16 @@ def sample_figure(
   `half` (0 or 0.5) keeps it within that half of the height.
   """
   shape, colour, motion = triple
-  size = size or str(_pick(rng, tuple(SIZES)))
-  speed = None if motion == "still" else speed or str(_pick(rng, tuple(SPEEDS)))
+  size = size or str(pick(rng, tuple(SIZES)))
+  speed = None if motion == "still" else speed or str(pick(rng, tuple(SPEEDS)))
   radius = SIZES[size] / 2 + MARGIN
   left, right, top, bottom = radius, 1 - radius, radius, 1 - radius
   if half is not None:
     top, bottom = half + radius, half + 0.5 - radius
   phase = 0.0
   if motion == "bouncing":
-    top, phase = bottom, float(rng.random())
+    top = bottom = floor(size)
+    phase = float(rng.random())
   elif speed is not None:
     dx, dy = (direction * SPEEDS[speed] * seconds for direction in DIRECTIONS[motion])
     left, right = left - min(dx, 0.0), right - max(dx, 0.0)
@@ -203,5 +206,18 @@ def attributes(clip: Clip) -> dict[str, Any]:
   return {**facts[0], "background": clip.background, "count": len(facts), **more}
 
 
-def _pick(rng: np.random.Generator, options: tuple) -> Any:
+def floor(size: str) -> float:
+  """The height of a bouncing figure's centre when it touches the floor."""
+  return 1 - SIZES[size] / 2 - MARGIN
+
+
+def is_inside(figure: Figure, *, seconds: float) -> bool:
+  """Whether a figure stays in the frame, and, where it bounces, does so on the floor."""
+  centres, radius = figure.positions(np.linspace(0, seconds, 65)), SIZES[figure.size] / 2
+  grounded = figure.motion != "bouncing" or abs(figure.y - floor(figure.size)) < 1e-9
+  return grounded and bool((centres >= radius).all() and (centres <= 1 - radius).all())
+
+
+def pick(rng: np.random.Generator, options: tuple) -> Any:
+  """One of the options, each as likely."""
   return options[int(rng.integers(len(options)))]
