@@ -155,7 +155,7 @@ class MovieGenDiT(nn.Module):
       rematerialised(Block, policy=self.remat),
       variable_axes={"params": 0},
       split_rngs={"params": True},
-      in_axes=nn.broadcast,
+      in_axes=nn.broadcast,  # type: ignore[reportArgumentType]  # its annotation forgets this value
       length=self.layers,
       unroll=self.scan_unroll,
       metadata_params={nn.PARTITION_NAME: "layers"},

@@ -35,4 +35,4 @@ def activation_rules(rules: Rules) -> Iterator[None]:
 
 def constrain(x: jax.Array, *, axes: Sequence[str | None]) -> jax.Array:
   """`x`, laid out over the mesh as the rules in force say of `axes`; without rules, `x`."""
-  return nn.with_logical_constraint(x, tuple(axes))
+  return nn.spmd.with_logical_constraint(x, tuple(axes))

@@ -1,12 +1,14 @@
 """Video to tokens and back."""
 
+from collections.abc import Sequence
+
 from einops import rearrange
 from jaxtyping import Array, Float
 
 Grid = tuple[int, int, int]
 
 
-def grid_of(shape: Grid, *, patch: Grid) -> Grid:
+def grid_of(shape: Sequence[int], *, patch: Grid) -> Grid:
   """Patches along t, h and w of a video of `shape` t x h x w.
 
   Raises:

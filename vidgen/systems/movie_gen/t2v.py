@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -243,14 +243,16 @@ class T2VStage:
     return jax.random.normal(noise_rng, shape), self.times.draw(time_rng)
 
   def _predict(self, params: Params, x: Array, time: flow.FlowTime, text: Text) -> Array:
-    return self.network.apply({"params": params["network"]}, x, time.value, *text)
+    out: Any = self.network.apply({"params": params["network"]}, x, time.value, *text)
+    return out
 
   def _text(self, params: Params, batch: Batch) -> Text:
     if self.encoder is None:
       names = list(self.config.text_streams)
       return {n: batch[n] for n in names}, {n: batch[f"{n}_mask"] for n in names}
     variables = {"params": params["text"]}
-    words, present = self.encoder.apply(variables, batch["text"], batch["text_mask"])
+    encoded: Any = self.encoder.apply(variables, batch["text"], batch["text_mask"])
+    words, present = encoded
     return {"bytes": words}, {"bytes": present}
 
   def _without_text(self, batch: Batch) -> Batch:
@@ -325,7 +327,7 @@ class T2VStage:
   def flops(self, batch_spec: BatchSpec) -> float:
     """FLOPs of the matrix products of one forward pass over such a batch."""
     shape = batch_spec["video" if self.config.latent is None else "latents"].shape
-    grid = grid_of(shape[1:4], patch=self.config.patch)  # type: ignore[arg-type]  # three sides
+    grid = grid_of(shape[1:4], patch=self.config.patch)
     if self.encoder is None:
       lengths = {name: batch_spec[name].shape[1] for name in self.config.text_streams}
       return forward_flops(self.network, grid=grid, text_lengths=lengths, batch=shape[0])
