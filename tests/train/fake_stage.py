@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from vidgen.nn.partition import constrain
 from vidgen.systems.stage import ArraySpec
 
 
@@ -54,8 +55,11 @@ class FakeStage:
     mask = inputs["text_mask"][..., None]
     x = jnp.sum(params["embedding"][inputs["text"]] * mask, 1) / jnp.maximum(mask.sum(1), 1)
 
+    x = constrain(x, axes=("batch", None))
+
     def block(x, layer):
-      return x + jnp.tanh(x @ layer["kernel"] + layer["bias"]), None
+      x = x + jnp.tanh(x @ layer["kernel"] + layer["bias"])
+      return constrain(x, axes=("batch", None)), None
 
     x, _ = jax.lax.scan(block, x, params["blocks"])
     return x @ params["head"]["kernel"] + params["head"]["bias"]

@@ -3,9 +3,9 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
-import numpy as np
 
 from vidgen.errors import ConfigError
 
@@ -49,9 +49,7 @@ def resolve_mesh(config: MeshConfig, device_count: int) -> dict[str, int]:
   return {axis: rest if size == -1 else size for axis, size in sizes.items()}
 
 
-def make_mesh(
-  config: MeshConfig, *, devices: Sequence[jax.Device] | None = None
-) -> jax.sharding.Mesh:
+def make_mesh(config: MeshConfig, *, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
   """A mesh over `devices` (default: all of them), ordered by what is near on the hardware."""
   chosen = list(jax.devices() if devices is None else devices)
   sizes = resolve_mesh(config, len(chosen))
@@ -59,5 +57,5 @@ def make_mesh(
     tuple(sizes.values()),
     tuple(sizes),
     axis_types=(jax.sharding.AxisType.Auto,) * len(sizes),
-    devices=np.array(chosen),
+    devices=chosen,
   )

@@ -44,6 +44,11 @@ class Source(Protocol):
     ...
 
   @property
+  def shards(self) -> list[str]:
+    """The names that "__shard__" takes."""
+    ...
+
+  @property
   def problems(self) -> list[BadSample]:
     """What is known to be wrong without reading payloads: damaged shards and lost samples."""
     ...
@@ -115,6 +120,11 @@ class TarSource:
     except OSError as error:
       raise BadSample(f"reading failed: {error.strerror or error}", shard=name, key=key) from error
     return sample
+
+  @property
+  def shards(self) -> list[str]:
+    """The shards, relative to the data set."""
+    return [_relative(path, self._root) for path in self._paths]
 
   @property
   def problems(self) -> list[BadSample]:
@@ -274,6 +284,11 @@ class ArrayRecordSource:
     return readers[shard]
 
   @property
+  def shards(self) -> list[str]:
+    """The shards, relative to the data set."""
+    return [_relative(path, self._root) for path in self._paths]
+
+  @property
   def problems(self) -> list[BadSample]:
     """None: the file's own hashes are checked when a record is read."""
     return []
@@ -374,6 +389,11 @@ class TfdsSource:
       else:
         sample[name.lower()] = value
     return sample
+
+  @property
+  def shards(self) -> list[str]:
+    """The split: TFDS does not say which file a record is in."""
+    return [self._split]
 
   @property
   def problems(self) -> list[BadSample]:

@@ -4,7 +4,7 @@ A tokenizer that is read from a file (SentencePiece, for T5 and its kin) is anot
 surface of `Tokenizer`, and another name in `make_tokenizer`.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int32
@@ -12,6 +12,7 @@ from jaxtyping import Int32
 from vidgen.errors import ConfigError
 
 
+@runtime_checkable  # so that the type checks of the tests can tell a tokenizer
 class Tokenizer(Protocol):
   """What a caption becomes; ids are in [0, vocabulary)."""
 

@@ -1,0 +1,227 @@
+"""The training loop, read from top to bottom: `train` is the run.
+
+The host dispatches a step, fetches the next batch while the device computes, and reads metrics two
+steps late; it waits for the device only there, and where a checkpoint copies the state. Between
+dispatching step s and fetching batch s + 1 lies a boundary: there the state and the data position
+belong together, checkpoints are made, and a termination signal is honoured.
+"""
+
+import contextlib
+import functools
+import time
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+
+from vidgen.config import differences, plain
+from vidgen.dist.mesh import make_mesh
+from vidgen.dist.peaks import peak_flops
+from vidgen.dist.rules import check_rules, check_sharded
+from vidgen.errors import CheckpointError, Preempted
+from vidgen.nn.partition import activation_rules
+from vidgen.systems.stage import Stage
+from vidgen.train.checkpoint import Checkpoints
+from vidgen.train.experiment import Experiment, refused
+from vidgen.train.metrics import LateReader
+from vidgen.train.preemption import Preemption
+from vidgen.train.programs import HostBatch, Programs
+from vidgen.train.run_directory import RunDirectory
+from vidgen.train.state import TrainState
+from vidgen.train.watch import Watch
+
+
+@runtime_checkable  # so that the type checks of the tests can tell data
+class Data(Protocol):
+  """What the loop trains on: an endless iterator of this process's batches, and more."""
+
+  def __next__(self) -> HostBatch:
+    """The next batch of this process, arrays [b / processes, ...]."""
+    ...
+
+  def get_state(self) -> dict[str, Any]:
+    """The position between two batches, as JSON."""
+    ...
+
+  def set_state(self, state: dict[str, Any], *, changed: bool) -> None:
+    """Goes to a position; `changed` accepts one of other data or another batch size."""
+    ...
+
+  def describe(self) -> dict[str, Any]:
+    """What of the data set a resumed run must find unchanged, as JSON."""
+    ...
+
+  def held_out(self, batches: int) -> list[HostBatch]:
+    """The first batches of the held-out split, at most so many; none if there is no such split."""
+    ...
+
+  def examples(self, count: int) -> HostBatch | None:
+    """The first held-out examples, the same on every process; None if there is no such split."""
+    ...
+
+  def captions(self, examples: HostBatch) -> list[str]:
+    """The texts of examples."""
+    ...
+
+  def close(self) -> None:
+    """Stops threads and worker processes."""
+    ...
+
+
+def train(
+  experiment: Experiment,
+  *,
+  stage: Stage,
+  data: Data,
+  workdir: str | Path,
+  allowed: tuple[str, ...] = (),
+) -> TrainState:
+  """Trains until `train.steps`, from the newest checkpoint in `workdir` or from scratch.
+
+  Args:
+    experiment: what to train.
+    stage: built from `experiment.stage`.
+    data: built from `experiment.inputs`; closed at the end.
+    workdir: where everything of the run goes.
+    allowed: keys of the config whose change against the checkpoint is accepted; "data" for the
+      data set, "all" for everything.
+
+  Raises:
+    ConfigError: the experiment does not fit the devices, or the directory is in use.
+    CheckpointError: the checkpoint is damaged, or of another experiment or other data.
+    DataError: too many bad samples.
+    NonFiniteError: too many non-finite steps in a row.
+    Preempted: a termination signal came, and the state was saved.
+  """
+  config = experiment.train
+  mesh = make_mesh(experiment.mesh)
+  check_rules(experiment.rules, mesh)
+  with contextlib.ExitStack() as stack:
+    stack.callback(data.close)
+    preemption = stack.enter_context(Preemption())
+    directory = stack.enter_context(RunDirectory(workdir))
+    checkpoints = Checkpoints(directory.path / "checkpoints", keep=config.keep)
+    stack.callback(checkpoints.close)
+    checkpoints.prepare()
+    stack.enter_context(jax.set_mesh(mesh))
+    stack.enter_context(activation_rules(experiment.rules))
+
+    programs = Programs(experiment, stage=stage, mesh=mesh)
+    state = start(programs, data=data, checkpoints=checkpoints, allowed=allowed)
+    check_sharded(state, programs.shardings, tolerance=config.unsharded_tolerance)
+    step = int(state.step)
+    directory.write_json("config.json", experiment)
+    held_out = data.held_out(config.eval_batches) if config.eval_every else []
+    examples = data.examples(config.sheet_count) if config.sheet_every else None
+    begin = time.monotonic()
+    steps = {bucket: programs.train(bucket) for bucket in programs.specs}
+    for batch in held_out:
+      programs.compile_eval(programs.put(batch)[0])
+    compiled = time.monotonic() - begin
+
+    watch = stack.enter_context(
+      Watch(
+        directory,
+        step=step,
+        config=config,
+        flops={bucket: 3 * stage.flops(spec) for bucket, spec in programs.specs.items()},
+        peak=config.peak_flops or peak_flops(jax.devices()[0].device_kind),
+      )
+    )
+    watch.say(f"{describe(experiment, programs)}; compiled in {compiled:.1f} s; at step {step}")
+    late = LateReader()
+    stack.enter_context(jax.transfer_guard("disallow"))
+
+    def save() -> None:
+      late.drain()  # lines up to this step are on the disk before a checkpoint builds on them
+      watch.flush(durable=True)
+      position = {"iterator": data.get_state(), "description": data.describe()}
+      with watch.blocked("save"), jax.transfer_guard("allow"):
+        checkpoints.save(step, state, position, plain(experiment))
+
+    def save_and_stop() -> None:
+      save()
+      checkpoints.wait()
+      raise Preempted(f"step {step} is saved in {directory.path}; the same command goes on")
+
+    def fetch() -> tuple[str, dict[str, jax.Array]]:
+      try:
+        with watch.blocked("data"):
+          batch = next(data)
+      except Exception:
+        if preemption.signalled:  # the signal went to the data workers, too
+          save_and_stop()
+        raise
+      return programs.put(batch)
+
+    if step < config.steps:
+      bucket, batch = fetch()
+    while step < config.steps:
+      state, metrics = steps[bucket](state, batch)
+      step += 1
+      late.push(metrics, functools.partial(watch.trained, step, bucket))
+      if held_out and due(step, config.eval_every, config.steps):
+        watch.note("eval")
+        means = programs.evaluate(state.ema, held_out)
+        late.push(means, functools.partial(watch.evaluated, step))
+      if examples is not None and due(step, config.sheet_every, config.steps):
+        watch.note("sheet")
+        videos = programs.sample(state.ema, examples)
+        captions = data.captions(examples)
+        late.push(videos, functools.partial(watch.sheet, step, captions))
+      if preemption.requested(step) and step < config.steps:
+        save_and_stop()
+      if due(step, config.save_every, config.steps):
+        save()
+      if step < config.steps:
+        bucket, batch = fetch()
+    late.drain()
+    checkpoints.wait()
+    return state
+
+
+def due(step: int, every: int, last: int) -> bool:
+  """Whether something happens after `step`: every so many steps (0: never), and after the last."""
+  return step == last or (every > 0 and step % every == 0)
+
+
+def describe(experiment: Experiment, programs: Programs) -> str:
+  """One line on what is trained where."""
+  size = sum(leaf.size for leaf in jax.tree.leaves(programs.abstract.params))
+  mesh = " x ".join(f"{axis} {n}" for axis, n in programs.mesh.shape.items() if n > 1) or "1"
+  return (
+    f"{experiment.name}: {size:,} parameters, batch {experiment.train.batch_size}, "
+    f"{jax.device_count()} {jax.devices()[0].device_kind} device(s), mesh {mesh}"
+  )
+
+
+def start(
+  programs: Programs, *, data: Data, checkpoints: Checkpoints, allowed: tuple[str, ...] = ()
+) -> TrainState:
+  """The state to go on from, the newest checkpoint's (and its data position) or a fresh one.
+
+  Raises:
+    CheckpointError: the checkpoint is damaged, or of another experiment or other data.
+  """
+  newest = checkpoints.latest()
+  if newest is None:
+    return programs.init()
+  changes = differences(checkpoints.read_config(newest), plain(programs.experiment))
+  _refuse(changes, newest, allowed=tuple(key for key in allowed if key != "data"))
+  restored = checkpoints.restore(newest, programs.abstract)
+  accepted = bool(allowed)
+  position = restored.data_states[0] if accepted else restored.data_state
+  moved = [f"data.{line}" for line in differences(position["description"], data.describe())]
+  _refuse(moved, newest, allowed=tuple(key for key in allowed if key in ("data", "all")))
+  data.set_state(position["iterator"], changed=accepted)
+  return restored.state
+
+
+def _refuse(lines: list[str], step: int, *, allowed: tuple[str, ...]) -> None:
+  problems = refused(lines, allowed=allowed)
+  if problems:
+    raise CheckpointError(
+      f"the run at step {step} was made otherwise:\n  "
+      + "\n  ".join(problems)
+      + "\nundo the change, use another --workdir, or accept it: --allow-change KEY (or all)"
+    )

@@ -1,0 +1,149 @@
+"""The compiled programs of an experiment on a mesh, and how arrays lie in them."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from vidgen.dist.rules import batch_shardings, state_shardings
+from vidgen.errors import ConfigError, DataError
+from vidgen.systems.sampling import sample
+from vidgen.systems.stage import BatchSpec, Metrics, Params, Stage
+from vidgen.train.experiment import Experiment
+from vidgen.train.metrics import means
+from vidgen.train.optimizer import make_optimizer
+from vidgen.train.state import TrainState, init_state
+from vidgen.train.step import eval_step, train_step
+
+HostBatch = Mapping[str, np.ndarray]
+
+
+class Programs:
+  """Programs by bucket, compiled ahead of time; to be used under `jax.set_mesh(mesh)`.
+
+  abstract: the training state as ShapeDtypeStructs with shardings; shardings: those alone.
+  specs: for every bucket in use, the global batch; devices split it as `config.rules` say.
+
+  Raises:
+    ConfigError: the data have no bucket of the stage, or a batch does not divide over the devices.
+  """
+
+  def __init__(self, experiment: Experiment, *, stage: Stage, mesh: Mesh):
+    self.experiment, self.stage, self.mesh = experiment, stage, mesh
+    config, rules = experiment.train, experiment.rules
+    axes = stage.logical_axes()
+    params = jax.eval_shape(stage.init, jax.random.key(0))
+    self.tx = make_optimizer(config.optimizer, steps=config.steps, params=params, axes=axes)
+    self._init = functools.partial(
+      init_state, config.seed, stage=stage, tx=self.tx, frozen=config.optimizer.frozen
+    )
+    abstract = jax.eval_shape(self._init)
+    self.shardings = state_shardings(abstract, axes, params=params, mesh=mesh, rules=rules)
+    self.abstract = jax.tree.map(
+      lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+      abstract,
+      self.shardings,
+    )
+    wanted = {bucket.name for bucket in experiment.inputs.buckets}
+    names = [name for name in stage.buckets if name in wanted]
+    if not names:
+      raise ConfigError(f"config.inputs.buckets: none is one of the stage's {stage.buckets}")
+    self.specs = {name: stage.batch_spec(config.batch_size, name) for name in names}
+    self._layouts = {
+      name: batch_shardings(spec, mesh=mesh, rules=rules) for name, spec in self.specs.items()
+    }
+    for name in names:  # a micro-batch must divide over the devices, too
+      part = stage.batch_spec(config.batch_size // config.accumulate, name)
+      batch_shardings(part, mesh=mesh, rules=rules)
+    self.replicated = NamedSharding(mesh, PartitionSpec())
+    self._eval: dict[str, Any] = {}
+    self._sample: Any = None
+
+  def init(self) -> TrainState:
+    """A fresh state, born sharded."""
+    return jax.jit(self._init, out_shardings=self.shardings)()
+
+  def train(self, bucket: str) -> jax.stages.Compiled:
+    """The train step for one bucket: (state, batch) -> (state, metrics); the state is donated."""
+    step = functools.partial(train_step, stage=self.stage, tx=self.tx, config=self.experiment.train)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, self.replicated))
+    return jitted.lower(self.abstract, self._abstract_batch(bucket)).compile()
+
+  def _abstract_batch(self, bucket: str) -> dict[str, jax.ShapeDtypeStruct]:
+    layout = self._layouts[bucket]
+    return {name: spec.struct(layout[name]) for name, spec in self.specs[bucket].items()}
+
+  def put(self, batch: HostBatch) -> tuple[str, dict[str, jax.Array]]:
+    """The bucket of this process's part of a batch, and its arrays on the devices.
+
+    Raises:
+      DataError: no bucket in use has these names and shapes.
+    """
+    count = jax.process_count()
+    for bucket, spec in self.specs.items():
+      if all(
+        name in batch and batch[name].shape == (array.shape[0] // count, *array.shape[1:])
+        for name, array in spec.items()
+      ):
+        layout = self._layouts[bucket]
+        return bucket, {
+          name: jax.make_array_from_process_local_data(layout[name], batch[name]) for name in spec
+        }
+    found = {name: array.shape for name, array in batch.items()}
+    raise DataError(
+      f"a batch of shapes {found} fits no bucket of the stage "
+      f"({', '.join(_shapes(name, spec) for name, spec in self.specs.items())}); "
+      "make config.inputs and config.stage.fields agree"
+    )
+
+  def evaluate(self, params: Params, batches: list[HostBatch]) -> Metrics:
+    """Means over held-out batches, as scalars on the device: loss, and what the stage reports."""
+    parts = []
+    for index, batch in enumerate(batches):
+      bucket, arrays = self.put(batch)
+      number = jax.device_put(np.int32(index), self.replicated)
+      parts.append(self.compile_eval(bucket)(params, arrays, number))
+    return _reduce(parts)
+
+  def compile_eval(self, bucket: str) -> Any:
+    """The held-out step for one bucket; compiled once."""
+    if bucket not in self._eval:
+
+      def step(params: Params, batch: Mapping[str, jax.Array], index: jax.Array) -> Any:
+        config = self.experiment.train
+        metrics = eval_step(params, batch, index, stage=self.stage, config=config)
+        return means(tuple(sorted(metrics))).single_from_model_output(**metrics)
+
+      index = jax.ShapeDtypeStruct((), np.int32, sharding=self.replicated)
+      jitted = jax.jit(step, out_shardings=self.replicated)
+      arguments = (self.abstract.ema, self._abstract_batch(bucket), index)
+      self._eval[bucket] = jitted.lower(*arguments).compile()
+    return self._eval[bucket]
+
+  def sample(self, params: Params, examples: HostBatch) -> jax.Array:
+    """Videos [n, t, h, w, c] for the conditions of `examples`, on every device."""
+    spec = self.stage.batch_spec(1, self.stage.buckets[0])
+    names = [name for name in spec if name in examples and name not in ("video", "latents")]
+    count = len(examples[names[0]])
+    inputs = {name: examples[name] for name in names}
+    arguments = jax.device_put(
+      (inputs, np.uint32(self.experiment.train.seed), np.arange(count, dtype=np.uint32)),
+      self.replicated,
+    )
+    if self._sample is None:
+      program = functools.partial(sample, stage=self.stage, settings=self.experiment.sample)
+      jitted = jax.jit(lambda *a: program(*a)["video"], out_shardings=self.replicated)
+      self._sample = jitted.lower(params, *arguments).compile()
+    return self._sample(params, *arguments)
+
+
+@jax.jit
+def _reduce(parts: list[Any]) -> Metrics:
+  return functools.reduce(lambda one, other: one.merge(other), parts).compute()
+
+
+def _shapes(name: str, spec: BatchSpec) -> str:
+  return f"{name}: { ({k: v.shape for k, v in spec.items()}) }"
