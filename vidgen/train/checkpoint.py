@@ -3,15 +3,16 @@
 A checkpoint is a directory `<step:08d>` with one Orbax item each for params, ema, opt_state and
 counters, the data position of every process, the config, and the manifest. It is written under
 `<step:08d>.saving` and takes its final name, by one rename, when all of it is on disk: a directory
-with a final name is a complete checkpoint, or has been damaged since and is refused. Whatever a kill
-leaves under another name is swept by the next writer. Older checkpoints go only after that rename.
+with a final name is a complete checkpoint, or has been damaged since and is refused. What a kill
+leaves under another name is swept by the next writer. Older ones go only after that rename.
 """
 
+import contextlib
 import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,16 @@ from jax.experimental import multihost_utils
 
 from vidgen import config as cfg
 from vidgen.errors import CheckpointError
+from vidgen.train import items as it
 from vidgen.train import manifest as mf
 
-ARRAY_ITEMS = ("params", "ema", "opt_state", "counters")
+COMPLETE = re.compile(r"\d{8,}")
 LEFTOVER = re.compile(r"\d{8,}\.(saving|saving\.orbax-checkpoint-tmp.*|deleted)")
-Arrays = dict[str, Any]  # path in an item's tree, such as "blocks/kernel" -> array
 
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-  """What a checkpoint held: the state, the data positions of its processes, its config, its step."""
+  """What a checkpoint held: the step, the state, the data position of each process, the config."""
 
   step: int
   state: Any
@@ -57,9 +58,9 @@ class Restored:
 class Checkpoints:
   """The checkpoints of one run, in `directory`.
 
-  Keeps the last `keep`, and those whose step is a multiple of `keep_every` for ever. One process
-  group may write (the run's lock sees to that); any number may read. Constructing one has no effect
-  on the directory. In a multi-process run every process makes the same calls in the same order.
+  Keeps the last `keep`, and for ever those whose step is a multiple of `keep_every`. One process
+  group may write (the run's lock sees to that); any number may read. Constructing one does nothing
+  to the directory. In a multi-process run all processes make the same calls in the same order.
   """
 
   def __init__(self, directory: str | Path, *, keep: int = 3, keep_every: int | None = None):
@@ -68,50 +69,51 @@ class Checkpoints:
     self._directory = Path(directory).absolute()
     self._keep = keep
     self._keep_every = keep_every
-    self._known: set[int] = set()  # steps that hold the state of the run as it now goes on
-    self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+    self._known: set[int] = set()  # steps on the course that the run is on: restored or saved here
+    self._saving: int | None = None
     self._finishing: Future[None] | None = None
-    self._saver = ocp.AsyncCheckpointer(_handler())
+    self._background: ThreadPoolExecutor | None = None
+    self._saver: ocp.AsyncCheckpointer | None = None
 
   def steps(self) -> list[int]:
-    """Steps of all complete checkpoints, ascending; `restore` finds out whether one is damaged."""
+    """Steps of all complete checkpoints, ascending; whether one is damaged, `verify` finds out."""
     if not self._directory.is_dir():
       return []
-    return sorted(int(p.name) for p in self._directory.iterdir() if re.fullmatch(r"\d{8,}", p.name))
+    return sorted(int(p.name) for p in self._directory.iterdir() if COMPLETE.fullmatch(p.name))
 
   def latest(self) -> int | None:
     """The newest step, or None."""
     return max(self.steps(), default=None)
 
   def prepare(self) -> None:
-    """Makes the directory, checks that it can be written, and sweeps what a killed save left.
+    """Makes the directory, sees that it can be written, and sweeps what a killed save left.
 
-    For the one writer, at its start; `save` does it by itself otherwise.
+    For the one writer, at its start; `save` does it again by itself.
 
     Raises:
       CheckpointError: the directory cannot be made or written.
     """
-    if jax.process_index() != 0:
-      return
-    try:
+
+    def prepare() -> None:
       self._directory.mkdir(parents=True, exist_ok=True)
-      probe = self._directory / "00000000.deleted"
-      probe.mkdir(exist_ok=True)
+      (self._directory / "00000000.deleted").mkdir(exist_ok=True)  # swept at once
       for path in self._directory.iterdir():
         if LEFTOVER.fullmatch(path.name):
           shutil.rmtree(path)
+
+    try:
+      _on_first_process(prepare)
     except OSError as error:
       raise CheckpointError(f"{self._directory}: cannot be written: {error}") from error
 
   def save(self, step: int, state: Any, data_state: Mapping[str, Any], config: Any) -> None:
-    """Copies `state` to the host and saves it in the background.
+    """Copies `state` to the host, and saves it in the background.
 
-    `state` is a dataclass or mapping with `params`, `ema` (or None), `opt_state` and any further
-    fields, which become counters; its arrays may be donated as soon as this returns. `data_state` is
-    this process's data position as JSON, `config` the run's config as JSON. A step that was already
-    saved or restored here is left as it is. Checkpoints at or after `step` that this run neither
-    saved nor restored belong to a course it has left (it went back to an older step); they are
-    deleted when this one is durable.
+    `state` is a dataclass or mapping with `params`, `ema` (or None), `opt_state`, and other fields,
+    which become counters; its arrays may be donated as soon as this returns. `data_state` is the
+    data position of this process and `config` the run's config, both plain JSON. A step that was
+    already saved or restored here stays as it is. Other checkpoints at or after `step` belong to a
+    course that the run has left by going back; they are deleted when this one is durable.
 
     Raises:
       CheckpointError: the previous save failed; its step is not there, older ones are.
@@ -120,126 +122,136 @@ class Checkpoints:
     if step in self._known:
       return
     self.prepare()
-    arrays = {item: _host(flatten(tree)) for item, tree in _items(state).items()}
-    data_state, config = json.loads(cfg.canonical_json(data_state)), cfg.plain(config)
-    args = {i: ocp.args.PyTreeSave(_nest(a)) for i, a in arrays.items() if a}
+    arrays = {item: it.to_host(it.flatten(tree)) for item, tree in it.split(state).items()}
+    data = json.loads(cfg.canonical_json(data_state))
+    config = json.loads(cfg.canonical_json(config))
+    self._saver = self._saver or ocp.AsyncCheckpointer(it.save_handler())
+    self._background = self._background or ThreadPoolExecutor(1, "checkpoint")
     try:
       self._saver.save(
         self._directory / f"{step:08d}.saving",
-        args=ocp.args.Composite(
-          data=ocp.args.JsonSave(data_state), config=ocp.args.JsonSave(config), **args
-        ),
+        args=it.save_args(arrays, data=data, config=config),
       )
     except Exception as error:
-      raise self._failed(step, error) from error
+      raise self._failure(step, error) from error
+    self._saving = step
     self._finishing = self._background.submit(self._finish, step, arrays, cfg.digest(config))
-    self._known.add(step)
 
   def wait(self) -> None:
-    """Waits for the save in the background, if there is one.
+    """Waits until the save in the background, if there is one, is durable.
 
     Raises:
-      CheckpointError: it failed; on every process, whichever of them it failed on.
+      CheckpointError: it failed; raised on every process, whichever of them it failed on.
     """
+    step, self._saving = self._saving, None
     finishing, self._finishing = self._finishing, None
-    if finishing is None:
+    if step is None or finishing is None:
       return
-    error = finishing.exception()
-    if jax.process_count() > 1:
-      failed = multihost_utils.process_allgather(np.int32(error is not None))
-      if error is None and np.any(failed):
-        error = RuntimeError(f"process {int(np.argmax(failed))} failed")
+    error = _agree(finishing.exception())
     if error is not None:
-      step = max(self._known)
-      self._known.discard(step)
-      raise self._failed(step, error) from error
+      raise self._failure(step, error) from error
+    self._known.add(step)
 
   def close(self) -> None:
-    """Waits for the save in the background and frees the threads."""
+    """Waits for the save in the background, and frees the threads."""
     try:
       self.wait()
     finally:
-      self._background.shutdown()
-      self._saver.close()
+      if self._background:
+        self._background.shutdown()
+      if self._saver:
+        self._saver.close()
 
   def restore(self, step: int | None, like: Any) -> Restored:
-    """Restores and verifies `step`, or the newest one.
+    """Restores `step`, or the newest one, and verifies it.
 
-    `like` is an abstract state: its leaves give shape, dtype and sharding (any mesh); a leaf without
-    a sharding comes back as a numpy array.
+    `like` is an abstract state: its leaves give shape, dtype and sharding, on any mesh; a leaf
+    without a sharding comes back as a numpy array.
 
     Raises:
-      CheckpointError: there is no such step; it is damaged (the message names files and arrays, and
+      CheckpointError: there is no such step; it is damaged (the message names file and array, and
         an older step that is good); or it does not match `like` (every differing array is named).
     """
     step = self._choose(step)
-    checked = self.verify(step, arrays=False)
-    wanted = {item: flatten(tree) for item, tree in _items(like).items()}
-    self._match(step, checked, wanted)
-    found = {item: self._read(step, checked, item, leaves) for item, leaves in wanted.items()}
-    items = {i: _unflatten(tree, found[i]) for i, tree in _items(like).items()}
+    trees = it.split(like)
+    wanted = {item: it.flatten(tree) for item, tree in trees.items()}
+    manifest = self.verify(step, arrays=False)
+    self._match(step, manifest, wanted)
+    with self._offering(step):
+      found = {item: self._read(step, manifest, item, wanted[item]) for item in wanted}
+      data, config = self._read_data(step), self.read_config(step)
+    state = it.join(like, {item: it.unflatten(trees[item], found[item]) for item in trees})
     self._known.add(step)
-    return Restored(step, _rebuild(like, items), self._data_states(step), self.read_config(step))
+    return Restored(step, state, tuple(data), config)
 
   def restore_params(self, which: str = "ema", *, step: int | None = None, like: Any = None) -> Any:
-    """The parameters alone ("params", or their average "ema"), verified.
+    """Restores the parameters alone ("params", or their average "ema"), and verifies them.
 
     With `like`, in its structure and sharding; without, as nested dicts of numpy arrays.
 
     Raises:
-      CheckpointError: as `restore`; or the run keeps no average.
+      CheckpointError: as for `restore`; or the run keeps no average.
     """
     step = self._choose(step)
-    checked = self.verify(step, arrays=False)
-    if not any(a.item == which for a in checked.arrays):
+    manifest = self.verify(step, arrays=False)
+    held = {r.path: r.abstract for r in manifest.arrays if r.item == which}
+    if not held:
       raise CheckpointError(f"{self._path(step)}: holds no {which!r}")
-    if like is None:
-      return _nest(self._read(step, checked, which, _abstract(checked, which)))
-    wanted = flatten(like)
-    self._match(step, checked, {which: wanted})
-    return _unflatten(like, self._read(step, checked, which, wanted))
+    wanted = held if like is None else it.flatten(like)
+    self._match(step, manifest, {which: wanted})
+    with self._offering(step):
+      found = self._read(step, manifest, which, wanted)
+    return it.nest(found) if like is None else it.unflatten(like, found)
 
   def read_config(self, step: int | None = None) -> dict:
-    """The config that `step`, or the newest step, was saved with, as JSON."""
+    """The config that `step`, or the newest step, was saved with, as JSON.
+
+    Raises:
+      CheckpointError: there is no such step, or its config or manifest is damaged.
+    """
     step = self._choose(step)
-    config = json.loads((self._path(step) / "config" / "config.json").read_text())
-    if cfg.digest(config) != self._manifest(step).config:
-      raise CheckpointError(f"{self._path(step)}: config/config.json is damaged")
-    return config
+    with self._offering(step):
+      path = self._path(step) / "config" / "config.json"
+      try:
+        config = json.loads(path.read_text())
+        damaged = cfg.digest(config) != self._manifest(step).config
+      except (OSError, ValueError, RecursionError) as error:
+        raise mf.Damaged(f"{path}: cannot be read: {error}") from error
+      if damaged:
+        raise mf.Damaged(f"{path}: damaged: its digest differs from the manifest")
+      return config
 
   def digests(self, step: int | None = None) -> dict[str, str]:
-    """The digests params, ema, optimizer and data that were recorded when `step` was saved."""
-    return dict(self._manifest(self._choose(step)).digests)
+    """Digests of params, ema, optimizer and data, as recorded when the step was saved."""
+    step = self._choose(step)
+    with self._offering(step):
+      return dict(self._manifest(step).digests)
 
   def verify(self, step: int | None = None, *, arrays: bool = True) -> mf.Manifest:
-    """Checks every file of `step` against its manifest and, with `arrays`, every array as read back.
+    """Checks every file against the manifest and, with `arrays`, every array as it reads back.
 
     Raises:
       CheckpointError: something differs; the message names it, and an older step that is good.
     """
     step = self._choose(step)
-    try:
+    with self._offering(step):
       manifest = self._manifest(step)
-      self._check_files(step, manifest)
+      _on_first_process(lambda: self._check_files(step, manifest))
       if arrays:
-        for item in {a.item: None for a in manifest.arrays}:
-          self._read(step, manifest, item, _abstract(manifest, item))
-        data = self._data_states(step)
-        if mf.digests(manifest.arrays, data) != manifest.digests:
-          raise CheckpointError(f"{self._path(step)}: the digests do not follow from the contents")
+        for record in manifest.arrays:  # one at a time: the largest array bounds the memory
+          self._read(step, manifest, record.item, {record.path: record.abstract})
+        if mf.digests(manifest.arrays, self._read_data(step)) != manifest.digests:
+          raise mf.Damaged(f"{self._path(step)}: {mf.FILE}: its digests are not of its arrays")
       return manifest
-    except CheckpointError as error:
-      raise CheckpointError(f"{error}; {self._offer(step)}") from error
 
-  # Saving, in the background.
-
-  def _finish(self, step: int, arrays: Mapping[str, Arrays], config: str) -> None:
-    """Waits for Orbax, then hashes, makes durable, names and prunes; on the first process."""
+  def _finish(self, step: int, arrays: Mapping[str, it.Arrays], config: str) -> None:
+    """In the background: waits for Orbax; then the first process hashes, names and prunes."""
+    assert self._saver is not None  # save made it
     self._saver.wait_until_finished()
     if jax.process_index() != 0:
       return
     saving = self._directory / f"{step:08d}.saving"
-    records = [record for item in arrays for record in self._record(saving, item, arrays[item])]
+    records = [r for item in arrays for r in _record(saving / item, item, arrays[item])]
     mf.sync_all(saving)
     manifest = mf.Manifest(
       format=mf.FORMAT,
@@ -248,43 +260,29 @@ class Checkpoints:
       config=config,
       files=tuple(mf.record_files(saving)),
       arrays=tuple(records),
-      digests=mf.digests(records, _read_data(saving)),
+      digests=mf.digests(records, it.read_data(saving / "data")),
     )
     mf.write(saving, manifest)
-    for other in self.steps():
-      if other >= step:
-        self._delete(other)
+    for left in [s for s in self.steps() if s >= step]:
+      self._delete(left)
     saving.rename(self._path(step))
     mf.sync(self._directory)
-    kept = [s for s in self.steps() if not self._keep_every or s % self._keep_every]
-    for other in kept[: -self._keep]:
-      self._delete(other)
-
-  def _record(self, saving: Path, item: str, arrays: Arrays) -> list[mf.ArrayRecord]:
-    """Hashes the host copies; what other processes hold parts of is hashed as it was written."""
-    here = {path: a for path, a in arrays.items() if isinstance(a, np.ndarray)}
-    spread = {path: _struct(a, None) for path, a in arrays.items() if path not in here}
-    records = mf.record_arrays(item, here)
-    for path in spread:
-      read = _read_item(saving / item, {path: spread[path]})
-      records += mf.record_arrays(item, read)
-    return records
+    passing = [s for s in self.steps() if not self._keep_every or s % self._keep_every]
+    for old in passing[: -self._keep]:
+      self._delete(old)
 
   def _delete(self, step: int) -> None:
     doomed = self._directory / f"{step:08d}.deleted"
-    self._path(step).rename(doomed)  # at once, so that no reader takes half of it for a checkpoint
+    self._path(step).rename(doomed)  # at once, so that no reader takes half of it for a whole
     shutil.rmtree(doomed)
 
-  def _failed(self, step: int, error: BaseException) -> CheckpointError:
-    older = (
-      f"the newest complete step is {self.latest()}" if self.steps() else "no step is complete"
-    )
+  def _failure(self, step: int, error: BaseException) -> CheckpointError:
+    reason = (str(error).splitlines() or [""])[0]
+    newest = self.latest()
     return CheckpointError(
-      f"saving step {step} in {self._directory} failed: {type(error).__name__}: "
-      f"{str(error).splitlines()[0] if str(error) else ''}; {older}"
+      f"saving step {step} in {self._directory} failed: {type(error).__name__}: {reason}; "
+      + ("no step is complete" if newest is None else f"the newest complete step is {newest}")
     )
-
-  # Reading.
 
   def _path(self, step: int) -> Path:
     return self._directory / f"{step:08d}"
@@ -300,49 +298,47 @@ class Checkpoints:
   def _manifest(self, step: int) -> mf.Manifest:
     manifest = mf.read(self._path(step))
     if manifest.step != step:
-      raise CheckpointError(f"{self._path(step)}: its manifest is of step {manifest.step}")
+      raise mf.Damaged(f"{self._path(step)}: {mf.FILE} is of step {manifest.step}")
     return manifest
+
+  @contextlib.contextmanager
+  def _offering(self, step: int) -> Iterator[None]:
+    """Adds to the message of a damaged step which older one is good."""
+    try:
+      yield
+    except mf.Damaged as error:
+      raise CheckpointError(f"{error}; {self._offer(step)}") from error
+
+  def _offer(self, step: int) -> str:
+    for older in [s for s in reversed(self.steps()) if s < step]:
+      with contextlib.suppress(mf.Damaged):
+        if not mf.damaged_files(self._path(older), self._manifest(older)):
+          return f"step {older} is good: use --step {older}, or delete {self._path(step)}"
+    return "there is no older good step"
 
   def _check_files(self, step: int, manifest: mf.Manifest) -> None:
     problems = mf.damaged_files(self._path(step), manifest)
     if problems:
-      name, problem = next(iter(problems.items()))
-      more = f" and {len(problems) - 1} more files" if len(problems) > 1 else ""
-      raise CheckpointError(
-        f"{self._path(step)}: file {name}: {problem}{more}; {self._blame(step, manifest, problems)}"
+      files = "; ".join(f"file {name}: {problem}" for name, problem in problems.items())
+      arrays = self._damaged_arrays(step, manifest, {name.split("/")[0] for name in problems})
+      raise mf.Damaged(
+        f"{self._path(step)}: {files}; "
+        + (f"array {', '.join(arrays)}" if arrays else "every array still reads back right")
       )
 
-  def _blame(self, step: int, manifest: mf.Manifest, problems: Mapping[str, str]) -> str:
-    """Which arrays the damaged files hold: read each of their items' arrays alone, and compare."""
+  def _damaged_arrays(self, step: int, manifest: mf.Manifest, items: set[str]) -> list[str]:
+    """Which arrays of some items are lost: each is read alone, and compared."""
     damaged = []
-    for item in sorted({name.split("/")[0] for name in problems} & set(ARRAY_ITEMS)):
-      for path, leaf in _abstract(manifest, item).items():
-        try:
-          self._read(step, manifest, item, {path: leaf})
-        except CheckpointError:
-          damaged.append(f"{item}/{path}")
-    more = f" and {len(damaged) - 4} more" if len(damaged) > 4 else ""
-    return (
-      f"array {', '.join(damaged[:4])}{more}" if damaged else "its arrays still read back right"
-    )
-
-  def _offer(self, step: int) -> str:
-    for older in reversed([s for s in self.steps() if s < step]):
+    for record in [r for r in manifest.arrays if r.item in items]:
       try:
-        manifest = self._manifest(older)
-        if not mf.damaged_files(self._path(older), manifest):
-          return f"step {older} is good: use --step {older}, or delete {self._path(step)}"
-      except CheckpointError:
-        continue
-    return "there is no older good step"
+        self._read(step, manifest, record.item, {record.path: record.abstract})
+      except mf.Damaged:
+        damaged.append(record.name)
+    return damaged
 
-  def _match(self, step: int, manifest: mf.Manifest, wanted: Mapping[str, Arrays]) -> None:
-    have = {a.name: _spell(a.shape, a.dtype) for a in manifest.arrays if a.item in wanted}
-    want = {
-      f"{item}/{path}": _spell(leaf.shape, np.dtype(leaf.dtype).name)
-      for item, leaves in wanted.items()
-      for path, leaf in leaves.items()
-    }
+  def _match(self, step: int, manifest: mf.Manifest, wanted: Mapping[str, it.Arrays]) -> None:
+    have = {r.name: _spell(r.abstract) for r in manifest.arrays if r.item in wanted}
+    want = {f"{i}/{path}": _spell(leaf) for i in wanted for path, leaf in wanted[i].items()}
     lines = [
       f"  {sign} {name} {spec[name]}"
       for name in sorted(have.keys() | want.keys())
@@ -356,139 +352,57 @@ class Checkpoints:
         + "\n".join(lines)
       )
 
-  def _read(self, step: int, manifest: mf.Manifest, item: str, leaves: Arrays) -> Arrays:
+  def _read(self, step: int, manifest: mf.Manifest, item: str, leaves: it.Arrays) -> it.Arrays:
     """Reads arrays of an item as `leaves` asks, and compares them with the manifest."""
     try:
-      found = _read_item(self._path(step) / item, leaves) if leaves else {}
+      found = it.read_arrays(self._path(step) / item, leaves) if leaves else {}
+      records = mf.record_arrays(item, {path: it.gather(array) for path, array in found.items()})
     except Exception as error:
-      raise CheckpointError(
+      raise mf.Damaged(
         f"{self._path(step)}: item {item} cannot be read: {type(error).__name__}: {error}"
       ) from error
-    records = mf.record_arrays(item, {path: _gather(array) for path, array in found.items()})
     damaged = sorted(r.name for r in set(records) - set(manifest.arrays))
     if damaged:
-      raise CheckpointError(f"{self._path(step)}: array {', '.join(damaged)}: its sha256 differs")
+      raise mf.Damaged(f"{self._path(step)}: array {', '.join(damaged)}: its sha256 differs")
     return found
 
-  def _data_states(self, step: int) -> tuple[dict, ...]:
-    return tuple(_read_data(self._path(step)))
+  def _read_data(self, step: int) -> list[dict]:
+    try:
+      return it.read_data(self._path(step) / "data")
+    except (OSError, ValueError, RecursionError) as error:
+      raise mf.Damaged(f"{self._path(step)}: data cannot be read: {error}") from error
 
 
-def flatten(tree: Any) -> Arrays:
-  """A tree as path -> leaf, such as {"blocks/kernel": array}; empty nodes vanish.
-
-  Raises:
-    ValueError: two leaves have the same path, or a leaf is no array (a typed key is none either).
-  """
-  leaves = {}
-  for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-    path = jax.tree_util.keystr(keys, simple=True, separator="/")
-    if isinstance(leaf, int | float | np.generic):
-      leaf = np.asarray(leaf)
-    if not hasattr(leaf, "dtype") or jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
-      raise ValueError(f"{path}: {type(leaf).__name__} is not an array that can be saved")
-    if path in leaves or path.count("/") != len(keys) - 1 or "." in path:
-      raise ValueError(f"{path}: the path is not unique, or has '/' or '.' in a part of it")
-    leaves[path] = leaf
-  return leaves
+def _record(directory: Path, item: str, arrays: it.Arrays) -> list[mf.ArrayRecord]:
+  """Hashes host copies; an array that is spread over processes is hashed as it was written."""
+  here = {path: array for path, array in arrays.items() if isinstance(array, np.ndarray)}
+  records = mf.record_arrays(item, here)
+  for path in arrays.keys() - here.keys():
+    records += mf.record_arrays(item, it.read_arrays(directory, {path: it.struct(arrays[path])}))
+  return sorted(records, key=lambda record: record.path)
 
 
-def _unflatten(tree: Any, leaves: Arrays) -> Any:
-  return jax.tree.unflatten(jax.tree.structure(tree), [leaves[path] for path in flatten(tree)])
+def _spell(leaf: Any) -> str:
+  return f"{np.dtype(leaf.dtype).name}[{','.join(map(str, leaf.shape))}]"
 
 
-def _items(state: Any) -> dict[str, Any]:
-  """The state by item; whatever is neither params, ema nor opt_state is a counter."""
-  if dataclasses.is_dataclass(state):
-    state = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
-  items = {item: state[item] for item in ARRAY_ITEMS[:3] if item in state}
-  return {**items, "counters": {k: v for k, v in state.items() if k not in items}}
+def _on_first_process(act: Callable[[], None]) -> None:
+  """Acts on the first process; what is raised there is raised on all."""
+  error = None
+  if jax.process_index() == 0:
+    try:
+      act()
+    except Exception as caught:
+      error = caught
+  error = _agree(error)
+  if error is not None:
+    raise error
 
 
-def _rebuild(like: Any, items: Mapping[str, Any]) -> Any:
-  fields = {**{k: v for k, v in items.items() if k != "counters"}, **items["counters"]}
-  return dataclasses.replace(like, **fields) if dataclasses.is_dataclass(like) else fields
-
-
-def _nest(leaves: Arrays) -> dict:
-  tree: dict[str, Any] = {}
-  for path, leaf in leaves.items():
-    *parents, last = path.split("/")
-    node = tree
-    for parent in parents:
-      node = node.setdefault(parent, {})
-    node[last] = leaf
-  return tree
-
-
-def _host(leaves: Arrays) -> Arrays:
-  """One copy of every array to the host; an array spread over processes stays where it is."""
-  here = {
-    path: a
-    for path, a in leaves.items()
-    if not isinstance(a, jax.Array) or a.is_fully_addressable or a.is_fully_replicated
-  }
-  on_cpu = jax.default_backend() == "cpu"  # there the copy is a view of memory that may be donated
-  copies = {k: np.array(v) if on_cpu else np.asarray(v) for k, v in jax.device_get(here).items()}
-  return {**leaves, **copies}
-
-
-def _gather(array: Any) -> np.ndarray:
-  if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
-    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
-  return np.asarray(array)
-
-
-def _struct(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _abstract(manifest: mf.Manifest, item: str) -> Arrays:
-  return {
-    a.path: jax.ShapeDtypeStruct(a.shape, np.dtype(a.dtype))
-    for a in manifest.arrays
-    if a.item == item
-  }
-
-
-def _spell(shape: tuple[int, ...], dtype: str) -> str:
-  return f"{dtype}[{','.join(map(str, shape))}]"
-
-
-def _handler() -> ocp.CompositeCheckpointHandler:
-  registry = ocp.type_handlers.create_type_handler_registry(
-    (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)),  # ours already
-    (jax.Array, ocp.type_handlers.ArrayHandler()),
-  )
-  every_process = ocp.options.MultiprocessingOptions(primary_host=None)
-  return ocp.CompositeCheckpointHandler(
-    **{i: ocp.PyTreeCheckpointHandler(type_handler_registry=registry) for i in ARRAY_ITEMS},
-    config=ocp.JsonCheckpointHandler("config.json"),
-    data=ocp.JsonCheckpointHandler(
-      f"{jax.process_index():05d}-of-{jax.process_count():05d}.json",
-      multiprocessing_options=every_process,
-    ),
-  )
-
-
-def _read_item(path: Path, leaves: Arrays) -> Arrays:
-  """Reads `leaves` of the Orbax item at `path`, each into the sharding it names, or into numpy."""
-  restore_args = {
-    name: ocp.RestoreArgs(restore_type=np.ndarray)
-    if getattr(leaf, "sharding", None) is None
-    else ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype)
-    for name, leaf in leaves.items()
-  }
-  restored = ocp.PyTreeCheckpointer().restore(
-    path,
-    args=ocp.args.PyTreeRestore(
-      item=_nest({name: _struct(leaf, None) for name, leaf in leaves.items()}),
-      restore_args=_nest(restore_args),
-      partial_restore=True,
-    ),
-  )
-  return flatten(restored)
-
-
-def _read_data(path: Path) -> list[dict]:
-  return [json.loads(file.read_text()) for file in sorted((path / "data").glob("*.json"))]
+def _agree(error: BaseException | None) -> BaseException | None:
+  """This process's error, or if another process has one, an error that says so."""
+  if jax.process_count() > 1:
+    failed = multihost_utils.process_allgather(np.int32(error is not None))
+    if error is None and np.any(failed):
+      return CheckpointError(f"process {int(np.argmax(failed))} failed; see its message")
+  return error

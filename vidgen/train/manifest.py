@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from vidgen import config as cfg
@@ -29,6 +30,10 @@ MAX_BYTES = 256 << 20  # a manifest of 30B parameters on 256 chips is some 10 MB
 # digest -> the items it covers; "optimizer" also covers the step and every other counter
 COVERS = {"params": ("params",), "ema": ("ema",), "optimizer": ("opt_state", "counters")}
 THREADS = min(16, 2 * (os.cpu_count() or 1))  # hashing releases the interpreter lock
+
+
+class Damaged(CheckpointError):
+  """A checkpoint is not what was saved: something in it is missing, foreign or altered."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +59,11 @@ class ArrayRecord:
   def name(self) -> str:
     """Item and path, such as "params/blocks/kernel"."""
     return f"{self.item}/{self.path}"
+
+  @property
+  def abstract(self) -> jax.ShapeDtypeStruct:
+    """Shape and dtype, without a sharding."""
+    return jax.ShapeDtypeStruct(self.shape, np.dtype(self.dtype))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +100,7 @@ def record_files(directory: Path, *, only: Iterable[str] | None = None) -> list[
   """Hashes the files under `directory`, or those of the names in `only`; not the manifest itself.
 
   Raises:
-    CheckpointError: something there is neither a directory nor a regular file (a link, a device).
+    Damaged: something there is neither a directory nor a regular file (a link, a device).
   """
   names = sorted(_files(directory) if only is None else only)
   with ThreadPoolExecutor(THREADS) as pool:
@@ -111,7 +121,7 @@ def _files(directory: Path) -> dict[str, int]:
       path = Path(parent, name)
       relative = path.relative_to(directory).as_posix()
       if path.is_symlink() or not (path.is_file() or path.is_dir()):
-        raise CheckpointError(f"{directory}: {relative} is not a regular file")
+        raise Damaged(f"{directory}: {relative} is not a regular file")
       if path.is_file() and relative != FILE:
         sizes[relative] = path.stat().st_size
   return sizes
@@ -171,24 +181,24 @@ def read(directory: Path) -> Manifest:
   """Reads a manifest and checks it against its own hash.
 
   Raises:
-    CheckpointError: it is missing, or differs in any byte from what was written.
+    Damaged: it is missing, or differs in any byte from what was written.
   """
   path = directory / FILE
   try:
     if path.stat().st_size > MAX_BYTES:
-      raise CheckpointError(f"{path}: larger than {MAX_BYTES} bytes")
+      raise Damaged(f"{path}: larger than {MAX_BYTES} bytes")
     text = path.read_text()
     tree = json.loads(text)
     body = tree["manifest"]
     if json.dumps(tree, indent=1) != text or tree["sha256"] != _sha256(cfg.canonical_json(body)):
-      raise CheckpointError(f"{path}: damaged: it does not match its own sha256")
+      raise Damaged(f"{path}: damaged: it does not match its own sha256")
     if body["format"] != FORMAT:
-      raise CheckpointError(f"{path}: format {body['format']}; this version reads {FORMAT}")
+      raise Damaged(f"{path}: format {body['format']}; this version reads {FORMAT}")
     return cfg.build(Manifest, body, path=FILE)
   except FileNotFoundError:
-    raise CheckpointError(f"{path}: missing") from None
+    raise Damaged(f"{path}: missing") from None
   except (OSError, ValueError, KeyError, TypeError, RecursionError, ConfigError) as error:
-    raise CheckpointError(f"{path}: damaged: {type(error).__name__}: {error}") from error
+    raise Damaged(f"{path}: damaged: {type(error).__name__}: {error}") from error
 
 
 def damaged_files(directory: Path, manifest: Manifest) -> dict[str, str]:
