@@ -1,8 +1,8 @@
 """Builds a dataset folder from a recipe: shards by parallel workers, deterministic, resumable.
 
     DIR/<subset>/<split>/00000.tar, 00000.parquet, 00000_stats.json, ...
-    DIR/prompts/held_out.jsonl      held-out captions, evenly spread, with their attributes
-    DIR/dataset.json                what was built; written last, so a folder without it is unfinished
+    DIR/prompts/held_out.jsonl    held-out captions, evenly spread, with their attributes
+    DIR/dataset.json              what was built; written last: a folder without it is unfinished
 
 Each shard is a function of (recipe, seed, subset, split, number), so the bytes do not depend on the
 workers, and a build that was stopped goes on where it was: shards that are whole are kept.

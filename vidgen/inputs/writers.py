@@ -33,7 +33,7 @@ import pyarrow.parquet as pq
 
 KEY = re.compile(r"[A-Za-z0-9_-]+")  # no dot, no slash: everything up to the first dot is the key
 FORMATS = {"tar": ".tar", "array_record": ".array_record"}
-FAILURES = ("failed_to_download", "failed_to_resize", "failed_to_subsample")
+FAILURES = ("failed_to_download", "failed_to_resize", "failed_to_subsample")  # the last of videos
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,11 +104,12 @@ def write_shard(
   with _whole(path.with_suffix(".parquet")) as temporary:
     pq.write_table(_table(rows), temporary)
   statuses = [row["status"] for row in rows]
+  late = "failed_to_subsample" if "video_metadata" in rows[0] else "failed_to_resize"
   end = time.time()
   stats = {
     "count": len(rows),
     "successes": statuses.count("success"),
-    **{name: statuses.count(name) for name in FAILURES},
+    **{name: statuses.count(name) for name in ("failed_to_download", late)},
     "duration": end - start,
     "start_time": start,
     "end_time": end,

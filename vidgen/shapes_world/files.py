@@ -9,6 +9,7 @@ In each metadata, "attributes" are the facts of the clip (for edit: of both, und
 """
 
 import dataclasses
+import hashlib
 import io
 from typing import Any
 
@@ -112,7 +113,7 @@ class ShapesWorldFiles:
     for group in (facts, facts.get("second", {})):  # a picture does not show these
       group |= {name: None for name in ("motion", "speed") if name in group}
     data = encode_jpeg(picture)
-    return {"jpg": data}, caption.text, {"attributes": facts}, _image_measured(picture)
+    return {"jpg": data}, caption.text, {"attributes": facts}, _image_measured(picture, data)
 
   def _audio(self, seed: int, split: str, index: int):
     rng = stream(seed, split=split, index=index, purpose="sound")
@@ -193,7 +194,7 @@ def encode_jpeg(picture: np.ndarray) -> bytes:
   return buffer.getvalue()
 
 
-def _image_measured(picture: np.ndarray) -> dict[str, Any]:
+def _image_measured(picture: np.ndarray, data: bytes) -> dict[str, Any]:
   """What img2dataset notes of an image."""
   height, width, _ = picture.shape
   return {
@@ -202,4 +203,5 @@ def _image_measured(picture: np.ndarray) -> dict[str, Any]:
     "original_width": width,
     "original_height": height,
     "exif": "{}",
+    "sha256": hashlib.sha256(data).hexdigest(),
   }

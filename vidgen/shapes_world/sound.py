@@ -14,12 +14,14 @@ from vidgen.shapes_world.world import COLOURS, Clip, Figure
 
 SAMPLE_RATE = 48_000
 PITCHES = dict(zip(COLOURS, (220.0, 277.2, 349.2, 440.0, 554.4, 698.5), strict=True))  # Hz
+PITCHES["emblem"] = 311.1
 # Ratios of the partials to the pitch, and seconds until a partial has fallen to 1/e.
 TIMBRES = {
   "circle": ((1.0, 2.0, 3.0, 4.0), 0.10),
   "square": ((1.0, 2.756, 5.404, 8.933), 0.07),
   "triangle": ((1.0, 1.594, 2.136, 2.653), 0.05),
   "cross": ((1.0, 3.0, 5.0, 7.0), 0.03),
+  "emblem": ((1.0, 2.0, 5.0, 6.0), 0.06),
 }
 IMPACT_SECONDS = 0.5
 LEVEL = 0.5  # peak of one impact; two at once stay within [-1, 1]
