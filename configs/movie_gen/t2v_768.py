@@ -41,10 +41,10 @@ def get_config(arg: str = "30b") -> ml_collections.ConfigDict:
 
 
 def bucket(name: str, frames: int, height: int, width: int, *, fps: float = 16.0) -> dict:
-  """A batch shape of the input pipeline."""
-  subset = "image" if name.startswith("image") else "video"
-  sides = {"frames": frames, "height": height, "width": width}
-  return {"name": name, "subset": subset, **sides, "fps": fps}
+  """A batch shape of the input pipeline; in all, one image to ten videos."""
+  image = name.startswith("image")
+  kind = {"subset": "image", "weight": 0.3} if image else {"subset": "video", "weight": 1.0}
+  return {"name": name, **kind, "frames": frames, "height": height, "width": width, "fps": fps}
 
 
 def shape(bucket: dict) -> dict:

@@ -41,6 +41,12 @@ def test_the_share_of_noise_is_exact_at_both_ends():
   np.testing.assert_array_equal(FLOW.sigma(at(0, 1)), np.float32([1, 1e-5]))
 
 
+def test_a_bare_number_is_no_time():
+  noise, data = pair()
+  with pytest.raises(TypeError):
+    FLOW.path(noise, data, jnp.full(3, 0.5))  # type: ignore[arg-type]  # this is the point
+
+
 @hypothesis.settings(max_examples=25, deadline=None)
 @hypothesis.given(st.floats(0, 0.99), st.integers(0, 100))
 def test_velocity_and_data_determine_each_other(t, seed):

@@ -62,6 +62,8 @@ class SampleSettings:
       raise ValueError(f"guidance_scale must not be negative, got {self.guidance_scale}")
     if self.schedule not in ("linear", "linear_quadratic"):
       raise ValueError(f"schedule {self.schedule!r} is neither 'linear' nor 'linear_quadratic'")
+    if self.schedule == "linear_quadratic" and self.linear_steps < self.steps:
+      raise ValueError(f"linear_steps {self.linear_steps} is less than steps {self.steps}")
 
 
 @runtime_checkable  # so that the tests' type checks can tell a stage
