@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+import tempfile
 from fractions import Fraction
 from pathlib import Path
 
@@ -21,37 +22,33 @@ def mp4(
   *,
   fps=8,
   stamps=None,
+  time_base=None,
   codec="libx264",
   pix_fmt="yuv420p",
   options=None,
   rotate=0,
-  time_base=None,
-  audio=False,
+  faststart=False,
 ) -> bytes:
   """An MP4 of RGB frames; `stamps` are presentation times in ticks of `time_base`."""
-  buffer = io.BytesIO()
-  time_base = time_base or Fraction(1, int(fps))
-  with av.open(
-    buffer,
-    "w",
-    format="mp4",
-    options={"movflags": (options or {}).pop("movflags", "")}
-    if options and "movflags" in options
-    else {},
-  ) as out:
-    height, width = frames[0].shape[:2]
-    stream = out.add_stream(codec, rate=fps, options={"preset": "ultrafast", **(options or {})})
-    stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
-    stream.codec_context.time_base = time_base
-    if rotate:
-      stream.set_display_rotation(rotate)
-    for i, array in enumerate(frames):
-      picture = av.VideoFrame.from_ndarray(array, format="rgb24")
-      picture.pts = i if stamps is None else stamps[i]
-      picture.time_base = time_base
-      out.mux(stream.encode(picture))
-    out.mux(stream.encode(None))
-  return buffer.getvalue()
+  time_base = time_base or Fraction(1, fps)
+  with tempfile.TemporaryDirectory() as folder:  # faststart rewrites the file, so it needs one
+    path = Path(folder) / "clip.mp4"
+    flags = {"movflags": "faststart"} if faststart else {}
+    with av.open(str(path), "w", options=flags) as out:
+      preset = {"preset": "ultrafast"} if codec in ("libx264", "libx265") else {}
+      stream = out.add_stream(codec, rate=fps, options={**preset, **(options or {})})
+      stream.height, stream.width = frames[0].shape[:2]
+      stream.pix_fmt = pix_fmt
+      stream.codec_context.time_base = time_base
+      if rotate:
+        stream.set_display_rotation(rotate)
+      for number, array in enumerate(frames):
+        picture = av.VideoFrame.from_ndarray(array, format="rgb24")
+        picture.pts = number if stamps is None else stamps[number]
+        picture.time_base = time_base
+        out.mux(stream.encode(picture))
+      out.mux(stream.encode(None))
+    return path.read_bytes()
 
 
 def jpeg(array: np.ndarray, **options) -> bytes:

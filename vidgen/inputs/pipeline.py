@@ -126,7 +126,8 @@ def make_dataset(
     quarantine_path = tempfile.mkdtemp(prefix="vidgen-") + "/quarantine.jsonl"
   total = sum({b.subset: len(sources[b.name]) for b in config.buckets}.values())
   budget = Budget(count=config.bad_count, fraction=config.bad_fraction, total=total)
-  quarantine = Quarantine(quarantine_path, budget=budget)
+  shards = {shard for source in sources.values() for shard in source.shards}
+  quarantine = Quarantine(quarantine_path, budget=budget, shards=shards)
   for source in sources.values():
     for problem in source.problems:
       quarantine.record(problem)
@@ -156,6 +157,7 @@ def make_dataset(
     "split": split,
     "repeat": repeat,
     "workers": config.workers,
+    "whole_clips": config.cache_bytes > 0,  # decides which damaged clips are found out
     "data": digest(describe_data(config, directory, split=split)),
     "inputs": {
       f.name: plain(getattr(config, f.name))

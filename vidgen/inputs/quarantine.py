@@ -7,6 +7,7 @@ different processes do not mix); whoever trains polls the file and stops when th
 import dataclasses
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from vidgen.errors import DataError
@@ -52,18 +53,26 @@ class Budget:
 class Quarantine:
   """The file of bad samples of one run: `record` from any process, `check` from the loop."""
 
-  def __init__(self, path: str | os.PathLike[str], *, budget: Budget):
+  def __init__(
+    self,
+    path: str | os.PathLike[str],
+    *,
+    budget: Budget,
+    shards: Collection[str] | None = None,
+  ):
+    """Only bad samples of `shards` count, where given: several data sets may share the file."""
     self.path = Path(path)
     self.budget = budget
+    self._shards = None if shards is None else frozenset(shards)
     self._read = 0  # bytes of the file that are counted
     self._bad: dict[tuple[str, str], str] = {}
     self._written: set[tuple[str, str]] = set()
 
   def __getstate__(self):
-    return {"path": self.path, "budget": self.budget}
+    return {"path": self.path, "budget": self.budget, "shards": self._shards}
 
   def __setstate__(self, state):
-    self.__init__(state["path"], budget=state["budget"])
+    self.__init__(state.pop("path"), **state)
 
   def record(self, bad: BadSample) -> None:
     """Appends `bad` to the file, unless this process did or read it before."""
@@ -75,8 +84,11 @@ class Quarantine:
     self._written.add(name)
     line = json.dumps({"shard": bad.shard, "key": bad.key, "reason": bad.reason}) + "\n"
     self.path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    handle = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
+      size = os.fstat(handle).st_size
+      if size and os.pread(handle, 1, size - 1) != b"\n":
+        line = "\n" + line  # a killed process left half a line
       os.write(handle, line.encode("utf-8", "backslashreplace"))
     finally:
       os.close(handle)
@@ -120,6 +132,8 @@ class Quarantine:
     for line in whole.splitlines():
       try:
         entry = json.loads(line)
-        self._bad.setdefault((str(entry["shard"]), str(entry["key"])), str(entry["reason"]))
+        shard, key, reason = str(entry["shard"]), str(entry["key"]), str(entry["reason"])
       except (ValueError, KeyError, TypeError):
         continue  # half a line that a killed process left; its sample is met and written again
+      if self._shards is None or shard in self._shards:
+        self._bad.setdefault((shard, key), reason)
