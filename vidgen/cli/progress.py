@@ -1,30 +1,21 @@
-"""Progress of long work: one live line with rate and time left on a terminal, plain lines elsewhere."""
+"""Progress of a verb whose work says how much of it is done."""
 
 import sys
-import time
+
+from vidgen.train.progress import Progress as Display
 
 
 class Progress:
-  """Told how much is done, it prints; on standard error, so that results can be piped."""
+  """Called with (done, total), shows it on standard error, so that results can be piped."""
 
-  def __init__(self, what: str, *, every: float = 10.0):
-    self._what = what
-    self._every = every  # seconds between plain lines
-    self._start = self._last = time.monotonic()
-    self._live = sys.stderr.isatty()
+  def __init__(self, units: str):
+    self._units = units
+    self._display: Display | None = None
 
   def __call__(self, done: int, total: int) -> None:
-    """Reports `done` of `total`."""
-    now = time.monotonic()
-    finished = done >= total
-    if not (self._live or finished or now - self._last >= self._every):
-      return
-    self._last = now
-    rate = done / max(now - self._start, 1e-9)
-    left = (total - done) / rate if rate else float("inf")
-    ending = f"took {now - self._start:.1f} s" if finished else f"about {left:.0f} s left"
-    line = f"{self._what} {done}/{total}, {rate:.3g} a second, {ending}"
-    if self._live:
-      print(f"\r\x1b[K{line}", end="\n" if finished else "", file=sys.stderr, flush=True)
-    else:
-      print(line, file=sys.stderr, flush=True)
+    """Shows that `done` of `total` units are done."""
+    if self._display is None:
+      self._display = Display(total, out=sys.stderr, units=self._units)
+    self._display.update(done, "")
+    if done >= total:
+      self._display.close()

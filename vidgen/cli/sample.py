@@ -18,9 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--step", type=int, help="checkpoint to sample from (default: the newest)")
   parser.add_argument("--count", type=int, help="only the first so many prompts")
   parser.add_argument("--steps", type=int, help="sampler steps (default: the config's)")
-  parser.add_argument("--guidance", type=float, help="guidance scale, 1: off (default: the config's)")
+  parser.add_argument("--guidance", type=float, help="guidance scale (likewise); 1: off")
   parser.add_argument("--batch-size", type=int, default=16, help="samples drawn at once")
-  parser.add_argument("--weights", choices=("ema", "params"), default="ema", help="which parameters")
+  parser.add_argument(
+    "--weights", choices=("ema", "params"), default="ema", help="which parameters"
+  )
   parser.add_argument("--json", type=Path, metavar="FILE", help="write a summary")
 
 
@@ -43,13 +45,7 @@ def run(args: argparse.Namespace) -> int:
     raise ConfigError(f"--count {args.count}: {args.prompts} holds {len(prompts)} prompts")
   prompts = prompts[: args.count]
   trained = load_trained(args.workdir, step=args.step, weights=args.weights)
-  changes = {"steps": args.steps, "guidance_scale": args.guidance}
-  try:
-    settings = dataclasses.replace(
-      trained.experiment.sample, **{k: v for k, v in changes.items() if v is not None}
-    )
-  except ValueError as error:
-    raise ConfigError(str(error)) from error
+  settings = trained.settings(steps=args.steps, guidance_scale=args.guidance)
   batch_size, sharding = trained.batch_sharding(min(args.batch_size, len(prompts)))
   sampler = Sampler(
     trained.stage, params=trained.params, settings=settings, seed=args.seed,
@@ -62,11 +58,12 @@ def run(args: argparse.Namespace) -> int:
     )
     for i, prompt in enumerate(prompts)
   ]  # fmt: skip
-  generated = generate(
-    args.out, prompts=prompts, origins=origins, stage=trained.stage, sampler=sampler,
-    tokenizer=make_tokenizer(trained.experiment.inputs.tokenizer), fps=trained.fps,
-    progress=Progress("samples"),
-  )  # fmt: skip
+  with trained.mesh_context():
+    generated = generate(
+      args.out, prompts=prompts, origins=origins, stage=trained.stage, sampler=sampler,
+      tokenizer=make_tokenizer(trained.experiment.inputs.tokenizer), fps=trained.fps,
+      progress=Progress("samples"),
+    )  # fmt: skip
   print(
     f"{len(generated.records)} samples of step {trained.step} in {args.out}"
     + (f"; {generated.reused} had their latents already" if generated.reused else "")

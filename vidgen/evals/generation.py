@@ -71,7 +71,7 @@ def generate(
   fps: float,
   progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Generated:
-  """Samples every prompt into `directory`; `progress` is told (done, total) after each batch.
+  """Samples every prompt into `directory`; `progress` is told (done, total).
 
   Raises:
     ConfigError: as `text_inputs`.
@@ -87,6 +87,7 @@ def generate(
   reused = len(made)
 
   records, sheet = [], []
+  progress(0, len(origins))
   for start in range(0, len(origins), sampler.batch_size):
     batch = list(range(start, min(start + sampler.batch_size, len(origins))))
     wanted = [i for i in batch if origins[i].index not in made]
@@ -102,15 +103,18 @@ def generate(
       latents_sha256 = made[origins[i].index]
       records.append(
         _write_video(
-          directory, video, origin=origins[i], prompt=prompts[i], cut=cut[i], fps=fps,
+          directory,
+          video,
+          origin=origins[i],
+          prompt=prompts[i],
+          cut=cut[i],
+          fps=fps,
           latents_sha256=latents_sha256,
         )  # fmt: skip
       )
     progress(len(records), len(origins))
   captions = [p.text for p in prompts[: len(sheet)]]
-  write_whole(
-    directory / "sheet.png", contact_sheet(np.stack(sheet), captions=captions, across=2)
-  )
+  write_whole(directory / "sheet.png", contact_sheet(np.stack(sheet), captions=captions, across=2))
   write_records(directory, records)
   return Generated(tuple(records), reused, sum(cut))
 

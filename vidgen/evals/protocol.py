@@ -45,7 +45,7 @@ class Protocol:
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-  """The values of one metric, their protocol, and, where there is one, a verdict for each sample."""
+  """The values of one metric, their protocol, and where it has them a verdict for each sample."""
 
   values: Mapping[str, float]
   protocol: Protocol

@@ -1,13 +1,23 @@
-"""Parameters as named numpy arrays, and back into the tree of a stage."""
+"""Parameters on their way out: named numpy arrays, where they come from, back into a tree."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from vidgen.errors import CheckpointError
-from vidgen.train.checkpoint import flatten
+from vidgen.train.items import flatten, unflatten
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+  """Where exported weights come from: the step, "ema" or "params", the digests recorded there."""
+
+  step: int
+  weights: str
+  config_digest: str
+  params_digest: str
 
 
 def named(params: Any) -> dict[str, np.ndarray]:
@@ -36,7 +46,7 @@ def matched(arrays: Mapping[str, np.ndarray], *, like: Any, where: str) -> Any:
     raise CheckpointError(
       f"{where} does not match the model (- in the file, + in the model):\n{listed}"
     )
-  return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in flatten(like)])
+  return unflatten(like, dict(arrays))
 
 
 def check_finite(arrays: Mapping[str, np.ndarray], *, where: str) -> None:

@@ -1,9 +1,10 @@
 """Weights in one safetensors file that describes itself, and the same facts as a config.json.
 
-The layout is vidgen's own: an array is named by its path in the parameters, "network/patch_in/bias".
-The file's metadata holds `format`, `format_version`, `config` (the whole experiment), `origin` (step,
-which weights, digests) and `arrays` (shape, dtype and SHA-256 of each), all as JSON; so the file alone
-is enough to build the stage again. `config.json` repeats it, with the SHA-256 of the file.
+The layout is vidgen's own: an array is named by its path in the parameters, such as
+"network/patch_in/bias". The file's metadata holds `format`, `format_version`, `config` (the whole
+experiment), `origin` (step, which weights, digests) and `arrays` (shape, dtype and SHA-256 of
+each), all as JSON; so the file alone is enough to build the stage again. `config.json` repeats it,
+with the SHA-256 of the file.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ import safetensors.numpy
 from vidgen import config as cfg
 from vidgen.errors import CheckpointError, ConfigError
 from vidgen.evals.samples import file_sha256, write_whole
-from vidgen.interop.parameters import check_finite, matched, named
+from vidgen.interop.parameters import Origin, check_finite, matched, named
 from vidgen.systems import make_stage
 from vidgen.train.experiment import from_plain
 from vidgen.train.manifest import array_sha256
@@ -29,16 +30,6 @@ WEIGHTS = "weights.safetensors"
 CONFIG = "config.json"
 FORMAT = "vidgen-safetensors"
 VERSION = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Origin:
-  """Where exported weights come from: the step, "ema" or "params", and the digests recorded there."""
-
-  step: int
-  weights: str
-  config_digest: str
-  params_digest: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +142,9 @@ def _compare_header(path: Path, file: Any, facts: Mapping[str, ArrayFacts]) -> N
       raise CheckpointError(f"{path}: array {name}: its shape differs from the one recorded")
 
 
-def _stage_params(config: Mapping[str, Any], arrays: Mapping[str, np.ndarray], *, where: str) -> Any:
+def _stage_params(
+  config: Mapping[str, Any], arrays: Mapping[str, np.ndarray], *, where: str
+) -> Any:
   """The arrays as parameters of the stage that `config` describes."""
   try:
     experiment = from_plain(config)

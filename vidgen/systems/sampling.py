@@ -18,9 +18,9 @@ from vidgen.systems.stage import ArraySpec, Batch, Params, SampleSettings, Stage
 GENERATED = ("video", "latents")  # names in a batch spec that sampling makes
 
 
-def sample_keys(seed: int | UInt[Array, ""], index: Int[Array, " b"] | UInt[Array, " b"]) -> Key[
-  Array, " b"
-]:
+def sample_keys(
+  seed: int | UInt[Array, ""], index: Int[Array, " b"] | UInt[Array, " b"]
+) -> Key[Array, " b"]:
   """One typed key per sample: key(seed) with the index of the sample folded in."""
   key = jax.random.key(jnp.asarray(seed, jnp.uint32))
   return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)

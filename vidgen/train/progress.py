@@ -9,10 +9,13 @@ PLAIN_EVERY = 10.0  # seconds between plain lines
 
 
 class Progress:
-  """Prints step, rate, time left and a few figures; `update` costs nothing when it is too soon."""
+  """Prints what is done, rate, time left and a few figures; `update` too soon costs nothing."""
 
-  def __init__(self, total: int, *, start: int = 0, out: TextIO | None = None):
+  def __init__(
+    self, total: int, *, start: int = 0, out: TextIO | None = None, units: str = "steps"
+  ):
     self._total = total
+    self._units = units
     self._out = out or sys.stdout
     self._terminal = self._out.isatty()
     self._begin = time.monotonic()
@@ -28,10 +31,10 @@ class Progress:
     self._next = now + (0.2 if self._terminal else PLAIN_EVERY)
     rate = (step - self._start) / max(now - self._begin, 1e-9)
     left = (self._total - step) / rate if rate > 0 else float("inf")
-    line = f"step {step}/{self._total}  {rate:.2f} steps/s  ETA {clock(left)}  {text}"
+    line = f"{self._units} {step}/{self._total}  {rate:.2f}/s  ETA {clock(left)}  {text}".rstrip()
     if self._terminal:
-      done = BAR * step // max(self._total, 1)
-      line = f"[{'=' * done}{' ' * (BAR - done)}] {line}"
+      full = BAR * step // max(self._total, 1)
+      line = f"[{'=' * full}{' ' * (BAR - full)}] {line}"
       self._out.write("\r" + line.ljust(self._width))
       self._width = len(line)
     else:

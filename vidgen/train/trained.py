@@ -1,7 +1,9 @@
-"""A trained model from the newest, or any, checkpoint of a run: what sampling and export start from."""
+"""A trained model from a checkpoint of a run: what sampling and export start from."""
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +15,8 @@ from vidgen import config as cfg
 from vidgen.dist.mesh import MeshConfig, make_mesh, resolve_mesh
 from vidgen.dist.rules import batch_shardings, state_shardings
 from vidgen.errors import CheckpointError, ConfigError
-from vidgen.systems import ArraySpec, Stage, make_stage
+from vidgen.nn.partition import activation_rules
+from vidgen.systems import ArraySpec, SampleSettings, Stage, make_stage
 from vidgen.train.checkpoint import Checkpoints
 from vidgen.train.experiment import Experiment, from_plain
 
@@ -41,6 +44,23 @@ class Trained:
     if not rates.get(name):
       raise ConfigError(f"config.inputs.buckets: no frame rate for the stage's bucket {name!r}")
     return float(rates[name])
+
+  def settings(
+    self, *, steps: int | None = None, guidance_scale: float | None = None
+  ) -> SampleSettings:
+    """The experiment's sampler settings, with what is given in their place."""
+    given = {"steps": steps, "guidance_scale": guidance_scale}
+    changes = {name: value for name, value in given.items() if value is not None}
+    try:
+      return dataclasses.replace(self.experiment.sample, **changes)
+    except ValueError as error:
+      raise ConfigError(str(error)) from error
+
+  @contextlib.contextmanager
+  def mesh_context(self) -> Iterator[None]:
+    """Where programs that use these parameters are to be traced and run."""
+    with jax.set_mesh(self.mesh), activation_rules(self.experiment.rules):
+      yield
 
   def batch_sharding(self, batch_size: int) -> tuple[int, NamedSharding]:
     """The least batch, of `batch_size` or more, that spreads over the mesh, and how it does."""
