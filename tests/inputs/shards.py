@@ -1,5 +1,6 @@
 """Small real shards for the tests of this room: MP4 by PyAV, tars by tarfile."""
 
+import hashlib
 import io
 import json
 import tarfile
@@ -92,3 +93,63 @@ def write_parquet(path: Path, keys, *, status=None) -> None:
 
   table = {"key": list(keys), "status": status or ["success"] * len(keys)}
   pq.write_table(pa.table(table), path)
+
+
+def record_set(root: Path, *, shards=2, per_shard=6, subset="video", split="train", **clip) -> Path:
+  """The samples of `video_set` as ArrayRecord."""
+  for shard in range(shards):
+    samples = {}
+    for i in range(per_shard):
+      for name, data in clip_members(f"{shard:05d}{i:04d}", shard * per_shard + i, **clip):
+        key, suffix = name.split(".")
+        samples.setdefault(key, {})[suffix] = data
+    write_records(root / subset / split / f"{shard:05d}.array_record", samples)
+  return root
+
+
+def write_records(path: Path, samples) -> None:
+  """`samples`: {key: {suffix: bytes}}."""
+  import msgpack
+  from array_record.python.array_record_module import ArrayRecordWriter
+
+  path.parent.mkdir(parents=True, exist_ok=True)
+  writer = ArrayRecordWriter(str(path), "group_size:1")
+  for key, parts in samples.items():
+    sums = {suffix: hashlib.sha256(data).hexdigest() for suffix, data in parts.items()}
+    writer.write(msgpack.packb({"__key__": key, **parts, "sha256": sums}))
+  writer.close()
+
+
+def image_set(root: Path, *, count=8, subset="image", split="train", size=(32, 32)) -> Path:
+  """One tar of JPEGs, without a parquet."""
+  members = []
+  for i in range(count):
+    members += [(f"{i:05d}.jpg", jpeg(frame((20 * i) % 230 + 10, size=size)))]
+    members += [(f"{i:05d}.txt", f"image {i}".encode())]
+  write_tar(root / subset / split / "00000.tar", members)
+  return root
+
+
+def tfds_set(root: Path, *, count=8) -> Path:
+  """A prepared TFDS data set of clips; returns the folder of its version."""
+  import tensorflow_datasets as tfds
+
+  class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+      text = tfds.features.Text()
+      features = tfds.features.FeaturesDict({"key": text, "mp4": text, "txt": text})
+      return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, dl_manager):
+      return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+      for i in range(count):
+        parts = {name.split(".")[1]: data for name, data in clip_members(f"{i:05d}", i)}
+        yield i, {"key": f"{i:05d}", "mp4": parts["mp4"], "txt": parts["txt"]}
+
+  builder = Clips(data_dir=str(root), file_format="array_record")
+  builder.download_and_prepare()
+  return Path(builder.data_path)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from shards import write_tar
+
 from vidgen.errors import DataError
 from vidgen.inputs import tar_index
 from vidgen.inputs.tar_index import build_index, load_index

@@ -55,6 +55,7 @@ def check_dataset(
   done = 0
   for name, source in sources.items():
     found = _Subset(source)
+    found.bad += _wrong_sums(Path(directory), source)
     for chunk in _check_chunks(source, limits=limits, processes=processes):
       found.add(chunk)
       done += len(chunk)
@@ -193,6 +194,26 @@ def _check_text(data: bytes, kind: str) -> None:
       json.loads(text)
   except (ValueError, RecursionError) as error:
     raise BadSample(f"not readable: {type(error).__name__}: {str(error)[:100]}") from error
+
+
+def _wrong_sums(directory: Path, source: Source) -> list[dict[str, str]]:
+  """The shards whose bytes are not those whose sha256 their `_stats.json` gives."""
+  wrong = []
+  for shard in source.shards:
+    path = directory / shard
+    stats = path.with_name(f"{path.stem}_stats.json")
+    try:
+      stated = json.loads(stats.read_text()).get("sha256")
+    except (OSError, ValueError, AttributeError):
+      continue  # other tools write stats without it, or none
+    if stated is None:
+      continue
+    with open(path, "rb") as file:
+      found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != stated:
+      reason = "the sha256 of the shard is not that of its stats"
+      wrong.append({"shard": shard, "key": "", "reason": reason})
+  return wrong
 
 
 def _entry(problem: BadSample) -> dict[str, str]:

@@ -83,7 +83,7 @@ class Span:
     return np.maximum(np.searchsorted(times, wanted, side="right") - 1, 0)
 
 
-def fit(width: float, height: float, *, cover: tuple[int, int]) -> tuple[int, int]:
+def fit(width: int | float, height: int, *, cover: tuple[int, int]) -> tuple[int, int]:
   """The (width, height) to which a picture is scaled to cover (height, width) `cover`, no more."""
   scale = max(cover[0] / height, cover[1] / width)
   return max(cover[1], round(width * scale)), max(cover[0], round(height * scale))
@@ -301,16 +301,17 @@ def decode_audio(data: bytes, *, limits: Limits | None = None) -> np.ndarray:
         raise BadSample(f"{len(container.streams)} streams, more than {limits.max_streams}")
       if not container.streams.audio:
         raise BadSample("no audio stream")
-      resampler = av.AudioResampler(format="flt", layout="mono", rate=AUDIO_RATE)
+      # the mean of the channels, where FFmpeg's own mix to mono makes equal channels 3 dB louder
+      resampler = av.AudioResampler(format="fltp", rate=AUDIO_RATE)
       parts: list[np.ndarray] = []
       count = 0
       for frame in container.decode(container.streams.audio[0]):
-        new = [f.to_ndarray().reshape(-1) for f in resampler.resample(frame)]
+        new = [f.to_ndarray().mean(0) for f in resampler.resample(frame)]
         count += sum(map(len, new))
         if count > limits.max_seconds * AUDIO_RATE:
           raise BadSample(f"longer than {limits.max_seconds} s")
         parts += new
-      parts += [f.to_ndarray().reshape(-1) for f in resampler.resample(None)]
+      parts += [f.to_ndarray().mean(0) for f in resampler.resample(None)]
   except (av.error.FFmpegError, EOFError, OverflowError, ValueError) as error:
     raise BadSample(f"not decodable as audio: {_one_line(error)}") from error
   if not count:

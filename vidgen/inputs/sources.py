@@ -290,8 +290,16 @@ class ArrayRecordSource:
 
   @property
   def problems(self) -> list[BadSample]:
-    """None: the file's own hashes are checked when a record is read."""
-    return []
+    """Shards with another count than their siblings say; hashes are checked on reading."""
+    found = []
+    for path, count in zip(self._paths, np.diff(self._ends, prepend=0).tolist(), strict=True):
+      expected = _expected(path)
+      if expected is not None and not isinstance(expected, int):
+        expected = len(expected)
+      if expected not in (None, count):
+        reason = f"{count} records, {expected} by its siblings"
+        found.append(BadSample(reason, shard=_relative(path, self._root)))
+    return found
 
   def describe(self) -> list[dict[str, Any]]:
     """One dict a shard; the digest covers the size and both ends, where the chunk index lies."""
@@ -373,6 +381,8 @@ class TfdsSource:
     return self._split, f"#{index}"
 
   def __getitem__(self, index: int) -> Sample:
+    if not 0 <= index < len(self):
+      raise IndexError(f"sample {index} of {len(self)}")
     shard, key = self.name(index)
     try:
       record = self._data[index]

@@ -1,0 +1,485 @@
+"""Batches: one order whatever reads it, resumed exactly, and undisturbed by bad samples."""
+
+import dataclasses
+import io
+import json
+from collections import Counter
+
+import grain
+import numpy as np
+import pytest
+from PIL import Image
+from shards import (
+  clip_members,
+  frame,
+  image_set,
+  jpeg,
+  mp4,
+  record_set,
+  tfds_set,
+  video_set,
+  write_parquet,
+  write_tar,
+)
+
+from vidgen.config import build, plain
+from vidgen.errors import CheckpointError, ConfigError, DataError
+from vidgen.inputs.pipeline import (
+  Bucket,
+  InputConfig,
+  adopt_state,
+  describe_data,
+  make_dataset,
+  state_differences,
+)
+from vidgen.inputs.text import ByteTokenizer
+
+VIDEO = Bucket(name="video", frames=4, height=16, width=16, fps=4.0)
+IMAGE = Bucket(name="image", subset="image", frames=1, height=16, width=16, fps=1.0, weight=0.5)
+ONE = InputConfig(buckets=(VIDEO,), text_length=16, caption_dropout=0.0, bad_fraction=1.0)
+MIXED = dataclasses.replace(ONE, buckets=(VIDEO, IMAGE))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  """12 clips in two tars and 8 images in one."""
+  return image_set(video_set(tmp_path_factory.mktemp("data")))
+
+
+def take(dataset, count):
+  iterator = iter(dataset)
+  try:
+    return [next(iterator) for _ in range(count)]
+  finally:
+    iterator.close()
+
+
+def captions(batches):
+  tokenizer = ByteTokenizer()
+  return [tokenizer.decode(row) for batch in batches for row in batch["text"].tolist()]
+
+
+def same(left, right):
+  assert len(left) == len(right)
+  for a, b in zip(left, right, strict=True):
+    assert set(a) == set(b)
+    for name in a:
+      np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_a_batch_is_what_the_stages_eat(data):
+  batch = take(make_dataset(ONE, str(data), batch_size=3, seed=0), 1)[0]
+  shapes = {name: (array.shape, array.dtype) for name, array in batch.items()}
+  assert shapes == {
+    "video": ((3, 4, 16, 16, 3), np.float32),
+    "text": ((3, 16), np.int32),
+    "text_mask": ((3, 16), np.bool_),
+    "fps": ((3,), np.float32),
+  }
+  assert all(type(array) is np.ndarray for array in batch.values())
+  assert (batch["fps"] == 4).all() and np.abs(batch["video"]).max() <= 1
+
+
+def test_pixels_and_captions_belong_together(data):
+  """Clip n of the fixture has gray levels from 4 n + 10 on, and the caption "clip n"."""
+  config = dataclasses.replace(ONE, temporal_crop="start")
+  batch = take(make_dataset(config, str(data), batch_size=12, seed=0), 1)[0]
+  names = captions([batch])
+  assert sorted(names) == sorted(f"clip {n}" for n in range(12))
+  shown = (batch["video"][:, 0].mean((1, 2, 3)) + 1) * 127.5
+  np.testing.assert_allclose(shown, [4 * int(n.split()[1]) + 10 for n in names], atol=4)
+
+
+def test_each_epoch_is_the_whole_set_in_another_order(data):
+  names = captions(take(make_dataset(ONE, str(data), batch_size=3, seed=0), 12))
+  epochs = [names[i : i + 12] for i in range(0, 36, 12)]
+  assert all(sorted(epoch) == sorted(epochs[0]) for epoch in epochs)
+  assert len({tuple(epoch) for epoch in epochs}) == 3
+  other = captions(take(make_dataset(ONE, str(data), batch_size=3, seed=1), 4))
+  assert other != epochs[0] and sorted(other) == sorted(epochs[0])
+
+
+def test_without_shuffle_the_order_is_that_of_the_shards(data):
+  config = dataclasses.replace(ONE, shuffle=False)
+  names = captions(take(make_dataset(config, str(data), batch_size=6, seed=0), 3))
+  assert names == [f"clip {i % 12}" for i in range(18)]
+
+
+def test_without_repeat_every_bucket_is_read_once(data):
+  batches = list(make_dataset(MIXED, str(data), batch_size=4, seed=0, repeat=False))
+  assert sorted(captions(batches)) == sorted(
+    [f"clip {i}" for i in range(12)] + [f"image {i}" for i in range(8)]
+  )
+  assert [b["video"].shape[1] for b in batches] == [4] * 3 + [1] * 2
+
+
+def test_buckets_take_turns_by_weight(data):
+  shapes = [
+    b["video"].shape[1] for b in take(make_dataset(MIXED, str(data), batch_size=2, seed=0), 30)
+  ]
+  assert Counter(shapes) == {4: 20, 1: 10}
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("config", [ONE, MIXED], ids=["video", "mixed"])
+def test_the_global_batch_is_the_same_on_any_number_of_processes(data, config, count):
+  """Each process has its part of every batch: disjoint, in order, and together all of it."""
+  whole = take(make_dataset(config, str(data), batch_size=4, seed=0), 6)
+  parts = [
+    take(
+      make_dataset(
+        config, str(data), batch_size=4, seed=0, process_index=index, process_count=count
+      ),
+      6,
+    )
+    for index in range(count)
+  ]
+  joined = [
+    {name: np.concatenate([p[name] for p in step]) for name in step[0]}
+    for step in zip(*parts, strict=True)
+  ]
+  same(joined, whole)
+
+
+def test_a_batch_must_divide_among_the_processes(data):
+  with pytest.raises(ConfigError, match="3 does not divide among 2"):
+    make_dataset(ONE, str(data), batch_size=3, seed=0, process_count=2)
+  with pytest.raises(ConfigError, match="process 2 of 2"):
+    make_dataset(ONE, str(data), batch_size=2, seed=0, process_index=2, process_count=2)
+
+
+@pytest.mark.parametrize("kind", ["tar", "array_record", "tfds", "mixed", "cached", "one_thread"])
+def test_grains_own_checker(data, tmp_path, kind):
+  config, directory = ONE, data
+  if kind == "array_record":
+    directory = record_set(tmp_path, per_shard=3)
+  elif kind == "tfds":
+    directory = tfds_set(tmp_path, count=6)
+  elif kind == "mixed":
+    config = dataclasses.replace(MIXED, caption_dropout=0.5, flip=0.5, spatial_crop="random")
+  elif kind == "cached":
+    config = dataclasses.replace(ONE, cache_bytes=1 << 20)
+  elif kind == "one_thread":
+    config = dataclasses.replace(ONE, threads=0, prefetch=0)
+  dataset = make_dataset(config, str(directory), batch_size=2, seed=0)
+  grain.experimental.assert_equal_output_after_checkpoint(
+    grain.experimental.LimitIterDataset(dataset, 9)
+  )
+
+
+@pytest.mark.parametrize("kind", ["tar", "array_record"])
+def test_a_set_that_ends_passes_grains_checker_too(data, tmp_path, kind):
+  directory = data if kind == "tar" else record_set(tmp_path, per_shard=3)
+  dataset = make_dataset(ONE, str(directory), batch_size=2, seed=0, repeat=False)
+  grain.experimental.assert_equal_output_after_checkpoint(dataset)
+
+
+def test_the_state_is_json_and_counts_batches(data):
+  dataset = make_dataset(MIXED, str(data), batch_size=2, seed=0)
+  iterator = iter(dataset)
+  for position in range(3):
+    state = iterator.get_state()
+    assert json.loads(json.dumps(state)) == state and state["position"] == position
+    next(iterator)
+  resumed = iter(dataset)
+  resumed.set_state(json.loads(json.dumps(iterator.get_state())))
+  assert resumed.get_state() == iterator.get_state()
+  same([next(resumed)], [next(iterator)])
+  iterator.set_state({**iterator.get_state(), "position": 0})
+  same([next(iterator)], take(dataset, 1))
+
+
+CHANGES = {
+  "batch_size: 2 -> 4": {"batch_size": 4},
+  "seed: 0 -> 1": {"seed": 1},
+  "workers: 0 -> 2": {"workers": 2},
+  "inputs.text_length: 16 -> 8": {"text_length": 8},
+  "inputs.limits.max_frames: 20000 -> 5": {"limits": dataclasses.replace(ONE.limits, max_frames=5)},
+  "data:": {"data": True},
+}
+
+
+@pytest.mark.parametrize("line", CHANGES)
+def test_a_state_of_another_pipeline_is_refused_with_every_difference(data, tmp_path, line):
+  state = iter(make_dataset(ONE, str(data), batch_size=2, seed=0)).get_state()
+  change = dict(CHANGES[line])
+  directory = data
+  if change.pop("data", False):
+    directory = video_set(tmp_path, per_shard=5)
+  arguments = {name: change.pop(name) for name in ("batch_size", "seed") if name in change}
+  config = dataclasses.replace(ONE, **change)
+  iterator = iter(make_dataset(config, str(directory), **{"batch_size": 2, "seed": 0, **arguments}))
+  with pytest.raises(CheckpointError, match=line):
+    iterator.set_state(state)
+  assert len(state_differences(state, iterator.get_state())) == 1
+
+
+def test_an_accepted_change_goes_on_after_as_many_examples(data):
+  old = iter(make_dataset(ONE, str(data), batch_size=2, seed=0))
+  for _ in range(4):
+    next(old)
+  new = iter(make_dataset(ONE, str(data), batch_size=4, seed=0))
+  new.set_state(adopt_state(old.get_state(), new.get_state()))
+  assert new.get_state()["position"] == 2
+  assert captions([next(new)]) == captions([next(old), next(old)])
+
+
+def test_the_description_is_of_the_data_alone(data, tmp_path):
+  description = describe_data(MIXED, str(data))
+  assert sorted(description) == ["image", "video"]
+  assert [s["samples"] for s in description["video"]] == [6, 6]
+  assert json.loads(json.dumps(description)) == description
+  assert describe_data(ONE, str(data)) == {"video": description["video"]}
+  other = describe_data(ONE, str(video_set(tmp_path, per_shard=5)))
+  assert other != {"video": description["video"]}
+
+
+def test_the_cache_changes_no_batch(data):
+  """Nor does a cache with room for some samples only."""
+  config = dataclasses.replace(MIXED, caption_dropout=0.3, spatial_crop="random", flip=0.5)
+  buckets = (dataclasses.replace(VIDEO, height=12), IMAGE)
+  config = dataclasses.replace(config, buckets=buckets)
+  plain_batches = take(make_dataset(config, str(data), batch_size=4, seed=0), 12)
+  for cache_bytes in (1 << 20, 30_000):
+    cached = dataclasses.replace(config, cache_bytes=cache_bytes)
+    same(take(make_dataset(cached, str(data), batch_size=4, seed=0), 12), plain_batches)
+
+
+def test_a_warm_cache_reads_and_decodes_nothing(data, monkeypatch):
+  config = dataclasses.replace(ONE, cache_bytes=1 << 20, threads=0, prefetch=0)
+  iterator = iter(make_dataset(config, str(data), batch_size=12, seed=0))
+  next(iterator)
+  monkeypatch.setattr("vidgen.inputs.loader.decode_video", None)
+  monkeypatch.setattr("vidgen.inputs.sources.TarSource.__getitem__", None)
+  next(iterator)
+
+
+def test_captions_are_dropped_at_the_asked_rate_and_only_they(data):
+  config = dataclasses.replace(ONE, caption_dropout=0.25, cache_bytes=1 << 20)
+  batches = take(make_dataset(config, str(data), batch_size=100, seed=0), 20)
+  full = take(make_dataset(dataclasses.replace(config, caption_dropout=0.0), str(data),
+                           batch_size=100, seed=0), 20)  # fmt: skip
+  dropped = np.concatenate([b["text"][:, 0] == 1 for b in batches])
+  assert abs(dropped.mean() - 0.25) < 0.05  # 2,000 draws: five standard errors
+  for batch, whole in zip(batches, full, strict=True):
+    null = batch["text"][:, 0] == 1
+    assert (batch["text"][null, 1:] == 0).all() and not batch["text_mask"][null, 1:].any()
+    assert batch["text_mask"][:, 0].all()
+    np.testing.assert_array_equal(batch["text"][~null], whole["text"][~null])
+    np.testing.assert_array_equal(batch["video"], whole["video"])
+
+
+def test_flips_are_off_unless_asked_for(tmp_path):
+  picture = np.concatenate([frame(20)[:, :16], frame(220)[:, 16:]], axis=1)
+  write_tar(tmp_path / "image" / "train" / "0.tar", [("a.jpg", jpeg(picture)), ("a.txt", b"x")])
+  config = dataclasses.replace(ONE, buckets=(IMAGE,))
+
+  def right_is_bright(flip):
+    dataset = make_dataset(
+      dataclasses.replace(config, flip=flip), str(tmp_path), batch_size=50, seed=0
+    )
+    video = take(dataset, 1)[0]["video"][:, 0]
+    return (video[:, :, 12:].mean((1, 2, 3)) > video[:, :, :4].mean((1, 2, 3))).mean()
+
+  assert right_is_bright(0.0) == 1.0
+  assert 0.2 < right_is_bright(0.5) < 0.8
+  assert right_is_bright(1.0) == 0.0
+
+
+def test_random_crops_move_and_stay_inside(tmp_path):
+  """A clip of a ramp in space and time: what is cut says where it was cut."""
+  ramp = np.repeat(np.linspace(20, 220, 64).astype(np.uint8)[None, :, None], 32, 0).repeat(3, 2)
+  members = [("a.jpg", jpeg(ramp)), ("a.txt", b"x")]
+  write_tar(tmp_path / "image" / "train" / "0.tar", members)
+  clip = mp4([frame(20 + 4 * i) for i in range(40)], fps=8)
+  write_tar(tmp_path / "video" / "train" / "0.tar", [("a.mp4", clip), ("a.txt", b"x")])
+  for cache_bytes in (0, 1 << 20):
+    config = dataclasses.replace(ONE, spatial_crop="random", cache_bytes=cache_bytes)
+    image = dataclasses.replace(config, buckets=(IMAGE,))
+    left = take(make_dataset(image, str(tmp_path), batch_size=200, seed=0), 1)[0]["video"][
+      :, 0, :, 0
+    ]
+    assert left.mean((1, 2)).std() > 0.15
+    start = take(make_dataset(config, str(tmp_path), batch_size=200, seed=0), 1)[0]["video"]
+    first = (start[:, 0].mean((1, 2, 3)) + 1) * 127.5
+    assert first.min() < 40 and 130 < first.max() < 20 + 4 * 33  # the last start is at 4 of 5 s
+    np.testing.assert_allclose(np.diff(start.mean((2, 3, 4)) * 127.5, axis=1), 8, atol=2)
+
+
+def bomb() -> bytes:
+  buffer = io.BytesIO()
+  Image.new("1", (12_000, 12_000)).save(buffer, "PNG")
+  return buffer.getvalue()
+
+
+def clip_of(**kinds):
+  rng = np.random.default_rng(0)
+  return mp4([rng.integers(0, 255, (32, 32, 3), np.uint8) for _ in range(16)], **kinds)
+
+
+HTML = b"<html>404</html>"
+BAD_VIDEOS = {
+  "truncated moov at the end": lambda m: {**m, "mp4": clip_of()[:9000]},
+  "truncated faststart": lambda m: {**m, "mp4": clip_of(faststart=True)[:9000]},
+  "empty": lambda m: {**m, "mp4": b""},
+  "html": lambda m: {**m, "mp4": HTML},
+  "no caption": lambda m: {"mp4": m["mp4"], "json": m["json"]},
+  "blank caption": lambda m: {**m, "txt": b" \n"},
+  "caption not UTF-8": lambda m: {**m, "txt": b"\xff\xfe\x00"},
+  "one frame": lambda m: {**m, "mp4": mp4([frame(9)])},
+  "huge": lambda m: {**m, "mp4": mp4([frame(9, size=(1088, 1920))] * 2)},
+  "no media": lambda m: {"txt": m["txt"], "json": m["json"]},
+  "an image": lambda m: {"jpg": jpeg(frame(9)), "txt": m["txt"], "json": m["json"]},
+}
+BAD_IMAGES = {
+  "truncated": lambda m: {**m, "jpg": m["jpg"][:-200]},
+  "empty": lambda m: {**m, "jpg": b""},
+  "html": lambda m: {**m, "jpg": HTML},
+  "bomb": lambda m: {"png": bomb(), "txt": m["txt"]},
+  "wrong size": lambda m: {**m, "jpg": jpeg(frame(9, size=(1100, 1100)))},
+}
+
+
+def damaged(root, kinds, subset):
+  """One tar of good samples in which sample 2 i + 1 has the i-th damage; the keys of the bad."""
+  members, keys, bad = [], [], []
+  for i in range(2 * len(kinds) + 4):
+    key = f"{i:05d}"
+    if subset == "video":
+      sample = {n.split(".")[1]: d for n, d in clip_members(key, i)}
+    else:
+      sample = {"jpg": jpeg(np.full((32, 32, 3), 7 * i, np.uint8)), "txt": b"image %d" % i}
+    if i % 2 and i // 2 < len(kinds):
+      sample = list(kinds.values())[i // 2](sample)
+      bad.append(key)
+    members += [(f"{key}.{suffix}", data) for suffix, data in sample.items()]
+    keys.append(key)
+  write_tar(root / subset / "train" / "00000.tar", members)
+  write_parquet(root / subset / "train" / "00000.parquet", keys)
+  return bad
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 22], ids=["plain", "cached"])
+@pytest.mark.parametrize("subset", ["video", "image"])
+def test_bad_samples_are_quarantined_by_name_and_the_others_stay_where_they_are(
+  tmp_path, subset, cache_bytes
+):
+  kinds = BAD_VIDEOS if subset == "video" else BAD_IMAGES
+  bad = damaged(tmp_path / "bad", kinds, subset)
+  damaged(tmp_path / "good", {name: lambda m: m for name in kinds}, subset)
+  bucket = VIDEO if subset == "video" else IMAGE
+  limits = dataclasses.replace(ONE.limits, max_pixels=1000 * 1000)
+  config = dataclasses.replace(ONE, buckets=(bucket,), cache_bytes=cache_bytes, limits=limits)
+  path = tmp_path / "quarantine.jsonl"
+  count = 2 * len(kinds) + 4
+  epochs = 3
+  found, good = (
+    take(
+      make_dataset(
+        config, str(tmp_path / name), batch_size=count, seed=0, quarantine_path=str(tmp_path / file)
+      ),
+      epochs,
+    )
+    for name, file in (("bad", "quarantine.jsonl"), ("good", "none.jsonl"))
+  )
+  lines = [json.loads(line) for line in path.read_text().splitlines()]
+  assert sorted(line["key"] for line in lines) == bad  # each once, whatever the epochs
+  assert {line["shard"] for line in lines} == {f"{subset}/train/00000.tar"}
+  assert all(line["reason"] for line in lines)
+  assert not (tmp_path / "none.jsonl").exists()
+  replaced = 0
+  for left, right in zip(found, good, strict=True):
+    names = captions([right])
+    for i, name in enumerate(names):
+      if f"{int(name.split()[1]):05d}" in bad:
+        replaced += 1
+        assert captions([left])[i] != name
+      else:
+        np.testing.assert_array_equal(left["video"][i], right["video"][i])
+        np.testing.assert_array_equal(left["text"][i], right["text"][i])
+  assert replaced == epochs * len(bad)
+
+
+def test_replacements_are_the_same_on_any_path_to_them(tmp_path):
+  damaged(tmp_path, BAD_IMAGES, "image")
+  config = dataclasses.replace(
+    ONE, buckets=(IMAGE,), limits=dataclasses.replace(ONE.limits, max_pixels=1000 * 1000)
+  )
+  dataset = make_dataset(config, str(tmp_path), batch_size=4, seed=3)
+  whole = take(dataset, 10)
+  resumed = iter(dataset)
+  resumed.set_state({**resumed.get_state(), "position": 7})
+  same([next(resumed) for _ in range(3)], whole[7:])
+  threads = dataclasses.replace(config, threads=4, prefetch=8)
+  same(take(make_dataset(threads, str(tmp_path), batch_size=4, seed=3), 10), whole)
+
+
+def test_too_many_bad_samples_stop_the_run(tmp_path):
+  bad = damaged(tmp_path, BAD_IMAGES, "image")
+  limits = dataclasses.replace(ONE.limits, max_pixels=1000 * 1000)
+  config = dataclasses.replace(ONE, buckets=(IMAGE,), limits=limits)
+  for change, allowed in (({"bad_count": 3}, 3), ({"bad_fraction": 0.3}, 4), ({"bad_count": 5}, 5)):
+    dataset = make_dataset(
+      dataclasses.replace(config, **change), str(tmp_path), batch_size=2, seed=0
+    )
+    if allowed >= len(bad):
+      take(dataset, 20)
+      continue
+    with pytest.raises(
+      DataError, match=rf"bad samples, of 14, .* {allowed} allowed.*00000.tar, key"
+    ):
+      take(dataset, 20)
+
+
+def test_known_damage_counts_before_the_first_batch(tmp_path):
+  video_set(tmp_path, shards=1, per_shard=4)
+  train = tmp_path / "video" / "train"
+  write_parquet(train / "00000.parquet", [f"{i:09d}" for i in range(4)] + ["x", "y"])
+  with pytest.raises(DataError, match="2 bad samples, of 6.*'x': the shard has lost"):
+    make_dataset(dataclasses.replace(ONE, bad_count=1), str(tmp_path), batch_size=2, seed=0)
+
+
+def test_nothing_but_bad_samples_ends_with_an_error(tmp_path):
+  write_tar(tmp_path / "image" / "train" / "0.tar", [("a.jpg", HTML), ("a.txt", b"a")])
+  config = dataclasses.replace(ONE, buckets=(IMAGE,))
+  with pytest.raises(DataError, match="in a row; the last: shard image/train/0.tar, key 'a'"):
+    take(make_dataset(config, str(tmp_path), batch_size=1, seed=0), 1)
+
+
+def test_a_set_smaller_than_a_batch(data):
+  dataset = make_dataset(ONE, str(data), batch_size=50, seed=0)  # repeats within the batch
+  assert len(captions(take(dataset, 1))) == 50
+  with pytest.raises(DataError, match="12 samples do not fill a batch of 50"):
+    make_dataset(ONE, str(data), batch_size=50, seed=0, repeat=False)
+
+
+def test_an_error_that_is_not_the_samples_names_it_too(data, monkeypatch):
+  def broken(*args, **kwargs):
+    raise ZeroDivisionError("oops")
+
+  monkeypatch.setattr("vidgen.inputs.loader.decode_video", broken)
+  with pytest.raises(DataError, match=r"train/0000\d.tar, key '0000.*ZeroDivisionError: oops"):
+    take(make_dataset(ONE, str(data), batch_size=1, seed=0), 1)
+
+
+@pytest.mark.parametrize(
+  ("tree", "message"),
+  [
+    ({"buckets": []}, "at least one"),
+    ({"buckets": [{"name": "a"}, {"name": "a"}]}, "names of their own"),
+    ({"buckets": [{"frames": 0}]}, "at least 1"),
+    ({"buckets": [{"fps": 0.0}]}, "positive"),
+    ({"caption_dropout": 1.5}, "caption_dropout"),
+    ({"workers": -1}, "workers"),
+    ({"tokenizer": "clip"}, "tokenizer"),
+    ({"limits": {"max_bytes": 0}}, "max_bytes"),
+    ({"temporal_crop": "end"}, "temporal_crop"),
+  ],
+)
+def test_configs_that_make_no_sense_are_refused(tree, message):
+  with pytest.raises(ConfigError, match=message):
+    build(InputConfig, tree)
+
+
+def test_a_config_survives_json():
+  assert build(InputConfig, json.loads(json.dumps(plain(MIXED)))) == MIXED
