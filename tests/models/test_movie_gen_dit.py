@@ -55,8 +55,15 @@ def close(a, b, tolerance=1e-4):
   np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=tolerance, atol=tolerance)
 
 
-def fresh(network, *arguments):
-  return unboxed(jax.jit(network.init)(jax.random.key(0), *(arguments or inputs())))["params"]
+def fresh(network):
+  return unboxed(jax.jit(network.init)(jax.random.key(0), *inputs()))["params"]
+
+
+def scattered(network, *arguments):
+  """Parameters none of which is zero; quicker than compiling `init`."""
+  rng = np.random.default_rng(0)
+  shapes = unboxed(jax.eval_shape(network.init, jax.random.key(0), *arguments)["params"])
+  return jax.tree.map(lambda p: jnp.asarray(0.2 * rng.standard_normal(p.shape), p.dtype), shapes)
 
 
 def abstract(network):
@@ -267,10 +274,8 @@ def test_text_that_no_mask_admits_has_no_influence():
 def test_an_option_changes_the_model_and_all_of_it_learns(option):
   """Every parameter gets a gradient once nothing is zero any more."""
   network = SMALL.clone(**option)
-  params = fresh(network)
-  params = jax.tree.map(lambda p: p + 0.1 * np.random.default_rng(0).normal(size=p.shape), params)
+  params = scattered(network, *inputs())
   latents, *rest = inputs()
-  params = jax.tree.map(lambda p: p.astype(jnp.float32), params)
 
   def value(params):
     return jnp.sum(network.apply({"params": params}, latents, *rest) * FIXTURE["network/cotangent"])
@@ -323,10 +328,7 @@ def test_any_mesh_gives_the_same_output_by_the_shipped_rules(shape):
   )
   tile = lambda x: jnp.tile(x, (4, *(1,) * (x.ndim - 1)))  # noqa: E731  (a batch of 8 from 2)
   arguments = jax.tree.map(tile, inputs())
-  params = jax.tree.map(
-    lambda p: p + 0.05 * np.random.default_rng(1).normal(size=p.shape).astype(np.float32),
-    fresh(network, *arguments),
-  )
+  params = scattered(network, *arguments)
   expected = apply(network, params, *arguments)
 
   config = load_config(f"{ROOT}/configs/movie_gen/t2v_256.py:30b")
