@@ -55,7 +55,9 @@ def write_mp4(
   # Putting the index in front ("faststart") rereads the file, so this cannot be a stream in memory.
   with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
     container.flags |= Flags.bitexact.value  # no library version in the file
-    options = {"crf": str(crf), "preset": preset, "threads": "1"}
+    # In small frames libx264's macroblock tree reads memory that it has not set, and the bytes
+    # differ from run to run; so do those of several threads.
+    options = {"crf": str(crf), "preset": preset, "threads": "1", "x264-params": "mbtree=0"}
     rate = Fraction(fps).limit_denominator(1001)
     picture = container.add_stream("libx264", rate=rate, options=options)
     _describe(picture, height=frames.shape[1], width=frames.shape[2])

@@ -47,7 +47,7 @@ def draw(
   `dx`, `dy`: pixels from the tile's centre; `radius`: half its side in pixels. Cells and edges are
   anti-aliased exactly, as the overlap of two rectangles is a product.
   """
-  rows, columns = _overlap(dy[:, 0], radius), _overlap(dx[0], radius)
+  rows, columns = overlap(dy[:, 0], radius), overlap(dx[0], radius)
   full = rows @ pattern(emblem) @ columns.T
   share = rows.sum(axis=1)[:, None] * columns.sum(axis=1)[None, :]
   part = (full / np.maximum(share, 1e-6))[..., None]
@@ -55,7 +55,7 @@ def draw(
   return share, second + (first - second) * part
 
 
-def _overlap(centre: Float[np.ndarray, "n"], radius: float) -> Float[np.ndarray, "n 5"]:
+def overlap(centre: Float[np.ndarray, "n"], radius: float) -> Float[np.ndarray, "n 5"]:
   """How much of each pixel (of side 1, at `centre`) lies in each row or column of cells."""
   edges = np.linspace(-radius, radius, CELLS + 1, dtype=np.float32)
   low = np.maximum(centre[:, None] - 0.5, edges[:-1])
