@@ -27,7 +27,7 @@ class State:
 def state(seed: int) -> State:
   """Float32, bfloat16, int8 and bool leaves, a scalar, NaN, -0 and subnormals."""
   rng = np.random.default_rng(seed)
-  normal = rng.standard_normal((16, 8)).astype(np.float32)
+  normal = rng.standard_normal((64, 32)).astype(np.float32)
   odd = np.array([np.nan, -0.0, np.inf, 1e-42, seed], np.float32)
   params = {
     "block": {"kernel": normal, "bias": normal[0].astype(ml_dtypes.bfloat16), "odd": odd},
@@ -49,7 +49,7 @@ def like(state: Any, sharding: jax.sharding.Sharding | None = None) -> Any:
 
   def abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
     layout = sharding
-    if isinstance(sharding, jax.NamedSharding) and leaf.shape != (16, 8):
+    if isinstance(sharding, jax.NamedSharding) and leaf.shape != (64, 32):
       layout = jax.NamedSharding(sharding.mesh, jax.P())
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout)
 

@@ -137,8 +137,8 @@ def test_a_mismatch_names_every_differing_leaf_with_both_shapes_and_dtypes(tmp_p
   block = wanted.params["block"]
   wanted.params = {
     "block": {
-      "kernel": jax.ShapeDtypeStruct((16, 9), jnp.float32),
-      "bias": jax.ShapeDtypeStruct((8,), jnp.float32),  # Orbax alone would cast, silently
+      "kernel": jax.ShapeDtypeStruct((64, 33), jnp.float32),
+      "bias": jax.ShapeDtypeStruct((32,), jnp.float32),  # Orbax alone would cast, silently
       "odd": block["odd"],
       "gate": jax.ShapeDtypeStruct((2,), jnp.int32),
     }
@@ -146,11 +146,11 @@ def test_a_mismatch_names_every_differing_leaf_with_both_shapes_and_dtypes(tmp_p
   with pytest.raises(CheckpointError) as error:
     Checkpoints(tmp_path).restore(7, wanted)
   assert str(error.value).splitlines()[1:] == [
-    "  - params/block/bias bfloat16[8]",
-    "  + params/block/bias float32[8]",
+    "  - params/block/bias bfloat16[32]",
+    "  + params/block/bias float32[32]",
     "  + params/block/gate int32[2]",
-    "  - params/block/kernel float32[16,8]",
-    "  + params/block/kernel float32[16,9]",
+    "  - params/block/kernel float32[64,32]",
+    "  + params/block/kernel float32[64,33]",
     "  - params/scale float32[]",
   ]
 

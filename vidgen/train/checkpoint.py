@@ -277,6 +277,10 @@ class Checkpoints:
     shutil.rmtree(doomed)
 
   def _failure(self, step: int, error: BaseException) -> CheckpointError:
+    saver, self._saver = self._saver, None  # it may hold more errors of this save; take a fresh one
+    with contextlib.suppress(Exception):
+      if saver:
+        saver.close()
     reason = (str(error).splitlines() or [""])[0]
     newest = self.latest()
     return CheckpointError(
@@ -319,11 +323,11 @@ class Checkpoints:
   def _check_files(self, step: int, manifest: mf.Manifest) -> None:
     problems = mf.damaged_files(self._path(step), manifest)
     if problems:
-      files = "; ".join(f"file {name}: {problem}" for name, problem in problems.items())
+      files = [f"{name} ({problem})" for name, problem in problems.items()]
       arrays = self._damaged_arrays(step, manifest, {name.split("/")[0] for name in problems})
       raise mf.Damaged(
-        f"{self._path(step)}: {files}; "
-        + (f"array {', '.join(arrays)}" if arrays else "every array still reads back right")
+        f"{self._path(step)}: file {_some(files)}; "
+        + (f"array {_some(arrays)} is lost" if arrays else "every array still reads back right")
       )
 
   def _damaged_arrays(self, step: int, manifest: mf.Manifest, items: set[str]) -> list[str]:
@@ -363,7 +367,7 @@ class Checkpoints:
       ) from error
     damaged = sorted(r.name for r in set(records) - set(manifest.arrays))
     if damaged:
-      raise mf.Damaged(f"{self._path(step)}: array {', '.join(damaged)}: its sha256 differs")
+      raise mf.Damaged(f"{self._path(step)}: array {_some(damaged)}: its sha256 differs")
     return found
 
   def _read_data(self, step: int) -> list[dict]:
@@ -384,6 +388,11 @@ def _record(directory: Path, item: str, arrays: it.Arrays) -> list[mf.ArrayRecor
 
 def _spell(leaf: Any) -> str:
   return f"{np.dtype(leaf.dtype).name}[{','.join(map(str, leaf.shape))}]"
+
+
+def _some(names: list[str]) -> str:
+  more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+  return ", ".join(names[:3]) + more
 
 
 def _on_first_process(act: Callable[[], None]) -> None:
