@@ -90,7 +90,7 @@ def _set(config: ConfigDict, key: str, value: Any) -> None:
     node = node[parent]
     if not isinstance(node, ConfigDict):
       raise ConfigError(f"override {key}: {parent} is a value, not a group")
-  with node.unlocked():
+  with node.unlocked(), node.ignore_type():  # `build` knows the types
     node[last] = value
 
 

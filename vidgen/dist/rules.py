@@ -71,22 +71,29 @@ def _is_axes(leaf: Any) -> bool:
   return isinstance(leaf, tuple) and all(a is None or isinstance(a, str) for a in leaf)
 
 
+def path_name(path: tuple[Any, ...]) -> str:
+  """The key path of a parameter as text, such as "blocks/attention/query"."""
+  return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
 def axes_by_path(params: Any, logical_axes: Any) -> dict[tuple[Any, ...], tuple[str | None, ...]]:
   """The logical axes of every parameter by its key path; `params` may be abstract.
 
   Raises:
-    ConfigError: the two trees differ; the message lists the names on either side.
+    ConfigError: the two trees differ; the message has their names (- no axes, + no parameter).
   """
   leaves = jax.tree_util.tree_leaves_with_path(params)
   named = jax.tree_util.tree_leaves_with_path(logical_axes, is_leaf=_is_axes)
-  have, want = ({jax.tree_util.keystr(p) for p, _ in tree} for tree in (named, leaves))
+  have, want = ({path_name(path) for path, _ in tree} for tree in (named, leaves))
   if have != want:
     raise ConfigError(
-      f"logical axes do not match the parameters: missing {sorted(want - have)}, "
-      f"unknown {sorted(have - want)}"
+      "logical axes do not match the parameters: "
+      + ", ".join(
+        [f"- {name}" for name in sorted(want - have)] + [f"+ {n}" for n in sorted(have - want)]
+      )
     )
-  by_name = {jax.tree_util.keystr(p): axes for p, axes in named}
-  return {tuple(p): by_name[jax.tree_util.keystr(p)] for p, _ in leaves}
+  by_name = {path_name(path): axes for path, axes in named}
+  return {tuple(path): by_name[path_name(path)] for path, _ in leaves}
 
 
 def state_shardings(state: Any, logical_axes: Any, *, params: Any, mesh: Mesh, rules: Rules) -> Any:
@@ -160,14 +167,12 @@ def check_sharded(state: Any, shardings: Any, *, tolerance: float = 0.02) -> Non
   promised = jax.tree.leaves(shardings)
   for (path, array), sharding in zip(flat, promised, strict=True):
     if not array.sharding.is_equivalent_to(sharding, array.ndim):
-      raise ConfigError(
-        f"{jax.tree_util.keystr(path)} lies as {array.sharding}, promised was {sharding.spec}"
-      )
+      raise ConfigError(f"{path_name(path)} lies as {array.sharding}, promised was {sharding.spec}")
   model_axes = {"fsdp", "tensor"}
   if not promised or all(promised[0].mesh.shape[axis] == 1 for axis in model_axes):
     return
   whole = [
-    (array.nbytes, jax.tree_util.keystr(path))
+    (array.nbytes, path_name(path))
     for (path, array), sharding in zip(flat, promised, strict=True)
     if not model_axes & {axis for part in sharding.spec for axis in _axes(part)}
   ]

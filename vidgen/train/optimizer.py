@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from vidgen.dist.rules import axes_by_path
+from vidgen.dist.rules import axes_by_path, path_name
 from vidgen.errors import ConfigError
 from vidgen.train.experiment import OptimizerConfig
 
@@ -39,11 +39,6 @@ def learning_rate(config: OptimizerConfig, step: jax.Array, *, steps: int) -> ja
       left = jnp.minimum(1.0, (1 - progress) / config.decay_fraction)
   factor = config.final_fraction + (1 - config.final_fraction) * left
   return config.learning_rate * warmup * factor
-
-
-def path_name(path: tuple[Any, ...]) -> str:
-  """The key path of a parameter as text, such as "blocks/attention/query"."""
-  return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

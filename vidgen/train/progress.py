@@ -2,7 +2,7 @@
 
 import sys
 import time
-from typing import TextIO
+from typing import IO
 
 BAR = 24  # characters
 PLAIN_EVERY = 10.0  # seconds between plain lines
@@ -12,7 +12,7 @@ class Progress:
   """Prints what is done, rate, time left and a few figures; `update` too soon costs nothing."""
 
   def __init__(
-    self, total: int, *, start: int = 0, out: TextIO | None = None, units: str = "steps"
+    self, total: int, *, start: int = 0, out: IO[str] | None = None, units: str = "steps"
   ):
     self._total = total
     self._units = units
