@@ -1,6 +1,5 @@
 """`check_dataset` decodes everything once and names what is wrong."""
 
-import hashlib
 import json
 import os
 
@@ -26,6 +25,7 @@ def test_a_sound_set_is_counted(tmp_path):
 
 def test_processes_change_nothing(tmp_path):
   image_set(tmp_path, count=150)
+  image_set(tmp_path, count=10, split="held_out")
   assert check_dataset(tmp_path, processes=2) == check_dataset(tmp_path, processes=1)
 
 
@@ -73,19 +73,6 @@ def test_lost_samples_are_listed_once(tmp_path):
   keys = [entry["key"] for entry in bad if entry["key"]]
   assert len(keys) == len(set(keys)) >= 1
   assert [entry for entry in bad if not entry["key"]]  # and the cut itself
-
-
-def test_a_flipped_bit_that_decodes_is_seen_by_the_sum_in_the_stats(tmp_path):
-  image_set(tmp_path, count=3)
-  path = tmp_path / "image" / "train" / "00000.tar"
-  data = bytearray(path.read_bytes())
-  stats = {"successes": 3, "sha256": hashlib.sha256(data).hexdigest()}
-  path.with_name("00000_stats.json").write_text(json.dumps(stats))
-  assert check_dataset(tmp_path, processes=1)["bad"] == []
-  data[data.index(b"image 1") + 6] ^= 1
-  path.write_bytes(data)
-  bad = check_dataset(tmp_path, processes=1)["bad"]
-  assert [entry["reason"] for entry in bad] == ["the sha256 of the shard is not that of its stats"]
 
 
 def test_nothing_to_check_is_an_error(tmp_path):

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
   if args.action == "check" and result["bad"]:
     raise DataError(
       f"{args.directory}: {len(result['bad'])} problems; build it again, or train on"
-      " the rest within inputs.bad_budget"
+      " the rest within inputs.bad_count and inputs.bad_fraction"
     )
 
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -26,8 +26,8 @@ from vidgen.inputs.sources import Sample, Source, open_source
 PREVIEW = (32, 32)  # frames are scaled to this while all of them are decoded: bounded memory
 CHUNK = 64  # samples a process takes at a time
 
-_source: Source | None = None  # of a worker process
-_limits = Limits()
+_Chunk = tuple[str, int]  # a subset and the first of its samples
+_shared: tuple[dict[str, Source], Limits] = ({}, Limits())  # of a process that checks
 
 
 def check_dataset(
@@ -51,19 +51,20 @@ def check_dataset(
   processes = processes or os.cpu_count() or 1
   sources = dict(_sources(Path(directory)))
   total = sum(len(source) for source in sources.values())
-  report: dict[str, Any] = {"directory": str(directory), "samples": total, "subsets": {}, "bad": []}
+  found = {name: _Subset(source) for name, source in sources.items()}
+  chunks = [(n, i) for n, source in sources.items() for i in range(0, len(source), CHUNK)]
   done = 0
-  for name, source in sources.items():
-    found = _Subset(source)
-    found.bad += _wrong_sums(Path(directory), source)
-    for chunk in _check_chunks(source, limits=limits, processes=processes):
-      found.add(chunk)
-      done += len(chunk)
-      if progress is not None:
-        progress(done, total)
-    report["subsets"][name] = found.report()
-    report["bad"] += found.bad
-  return report
+  for name, results in _check_chunks(sources, chunks, limits=limits, processes=processes):
+    found[name].add(results)
+    done += len(results)
+    if progress is not None:
+      progress(done, total)
+  return {
+    "directory": str(directory),
+    "samples": total,
+    "subsets": {name: subset.report() for name, subset in found.items()},
+    "bad": [entry for subset in found.values() for entry in subset.bad],
+  }
 
 
 def _sources(directory: Path) -> Iterator[tuple[str, Source]]:
@@ -112,40 +113,38 @@ class _Subset:
 
 
 def _check_chunks(
-  source: Source, *, limits: Limits, processes: int
-) -> Iterator[list[dict[str, Any]]]:
-  starts = range(0, len(source), CHUNK)
-  if processes == 1 or len(starts) == 1:
-    _initialize(source, limits)
-    yield from map(_check_chunk, starts)
+  sources: Mapping[str, Source], chunks: list[_Chunk], *, limits: Limits, processes: int
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+  """(name, results) of each chunk, in order."""
+  if processes == 1 or len(chunks) <= 2:  # a process takes seconds to start
+    _initialize(sources, limits)
+    yield from map(_check_chunk, chunks)
     return
-  context = multiprocessing.get_context("spawn")
   pool = ProcessPoolExecutor(
-    min(processes, len(starts)),
-    mp_context=context,
+    min(processes, len(chunks)),
+    mp_context=multiprocessing.get_context("spawn"),
     initializer=_initialize,
-    initargs=(source, limits),
+    initargs=(sources, limits),
   )
   with pool:
     try:
-      yield from pool.map(_check_chunk, starts)
+      yield from pool.map(_check_chunk, chunks)
     except BrokenProcessPool as error:
       raise DataError(
         "a process died while decoding; check with one process to see at which sample"
       ) from error
 
 
-def _initialize(source: Source, limits: Limits) -> None:
-  global _source, _limits
-  _source, _limits = source, limits
+def _initialize(sources: Mapping[str, Source], limits: Limits) -> None:
+  global _shared
+  _shared = (dict(sources), limits)
 
 
-def _check_chunk(start: int) -> list[dict[str, Any]]:
-  assert _source is not None
-  return [
-    check_sample(_source, index, limits=_limits)
-    for index in range(start, min(start + CHUNK, len(_source)))
-  ]
+def _check_chunk(chunk: _Chunk) -> tuple[str, list[dict[str, Any]]]:
+  (name, start), (sources, limits) = chunk, _shared
+  source = sources[name]
+  indices = range(start, min(start + CHUNK, len(source)))
+  return name, [check_sample(source, index, limits=limits) for index in indices]
 
 
 def check_sample(source: Source, index: int, *, limits: Limits) -> dict[str, Any]:
@@ -194,26 +193,6 @@ def _check_text(data: bytes, kind: str) -> None:
       json.loads(text)
   except (ValueError, RecursionError) as error:
     raise BadSample(f"not readable: {type(error).__name__}: {str(error)[:100]}") from error
-
-
-def _wrong_sums(directory: Path, source: Source) -> list[dict[str, str]]:
-  """The shards whose bytes are not those whose sha256 their `_stats.json` gives."""
-  wrong = []
-  for shard in source.shards:
-    path = directory / shard
-    stats = path.with_name(f"{path.stem}_stats.json")
-    try:
-      stated = json.loads(stats.read_text()).get("sha256")
-    except (OSError, ValueError, AttributeError):
-      continue  # other tools write stats without it, or none
-    if stated is None:
-      continue
-    with open(path, "rb") as file:
-      found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != stated:
-      reason = "the sha256 of the shard is not that of its stats"
-      wrong.append({"shard": shard, "key": "", "reason": reason})
-  return wrong
 
 
 def _entry(problem: BadSample) -> dict[str, str]:
