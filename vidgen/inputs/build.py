@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, runtime_checkable
 
 from vidgen import config as cfg
 from vidgen.errors import ConfigError, DataError
@@ -40,6 +40,7 @@ MARK = ".unfinished.json"  # in a folder that is being built; what is in it may 
 GENERATORS = {"shapes_world": ("vidgen.shapes_world.files", "ShapesWorldFiles")}
 
 
+@runtime_checkable  # so that the type checks of the tests can tell a generator
 class Generator(Protocol):
   """What makes the samples of a dataset."""
 
