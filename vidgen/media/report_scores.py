@@ -75,8 +75,7 @@ def _row(scored: Scored, name: str) -> list[Any]:
     share = min(1.0, max(0.0, scored.values[name]))
     bar = tag("span", tag("i", style=f"width:{100 * share:.1f}%"), class_="bar")
     right, asked = _count(scored, name)
-    value = f"{_value(scored, name)}"
-    row = [name, bar, value, _interval(right, asked) if asked else "not known"]
+    row = [name, bar, _value(scored, name), _interval(right, asked) if asked else "not known"]
   if scored.changes:
     change = scored.changes.get(name, math.nan)
     row.append("" if math.isnan(change) else f"{change:+.1%}" if scored.shares else f"{change:+g}")
@@ -94,9 +93,10 @@ def _count(scored: Scored, name: str) -> tuple[int, int]:
   return sum(map(bool, judged)), len(judged)
 
 
-def _interval(right: int, count: int) -> str:
+def _interval(right: int, count: int) -> Html:
   low, high = wilson(right, count)
-  return f"{low:.0%} to {high:.0%} ({right:,} of {count:,})"
+  of = tag("span", f" ({right:,} of {count:,})", class_="of")
+  return join(f"{low:.0%} to {high:.0%}", of)
 
 
 def wilson(right: int, count: int) -> tuple[float, float]:
