@@ -50,9 +50,7 @@ def params(seed: int = 0):
   made = jax.jit(stage().init)(jax.random.key(seed))
   leaves, tree = jax.tree.flatten(made)
   keys = jax.random.split(jax.random.key(seed + 100), len(leaves))
-  moved = [
-    x + 0.05 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)
-  ]
+  moved = [x + 0.05 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
   return jax.device_get(jax.tree.unflatten(tree, moved))
 
 

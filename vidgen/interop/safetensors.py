@@ -3,8 +3,8 @@
 The layout is vidgen's own: an array is named by its path in the parameters, such as
 "network/patch_in/bias". The file's metadata holds `format`, `format_version`, `config` (the whole
 experiment), `origin` (step, which weights, digests) and `arrays` (shape, dtype and SHA-256 of
-each), all as JSON; so the file alone is enough to build the stage again. `config.json` repeats it,
-with the SHA-256 of the file.
+each), all as JSON, and the SHA-256 of these; so the file alone is enough to build the stage again.
+`config.json` repeats it, with the SHA-256 of the file.
 """
 
 import dataclasses
@@ -56,12 +56,12 @@ def save_safetensors(
   _stage_params(config, arrays, where="the parameters")
   check_finite(arrays, where="the parameters")
   facts = {name: _facts(array) for name, array in arrays.items()}
+  described = {"config": config, "origin": origin, "arrays": facts}
   metadata = {
     "format": FORMAT,
     "format_version": VERSION,
-    "config": config,
-    "origin": origin,
-    "arrays": facts,
+    **described,
+    "metadata_sha256": cfg.digest(described),
   }
   directory = Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
@@ -69,8 +69,8 @@ def save_safetensors(
   path = directory / WEIGHTS
   (directory / CONFIG).unlink(missing_ok=True)  # never the facts of other weights
   write_whole(path, safetensors.numpy.save(arrays, metadata=text))
-  described = {**cfg.plain(metadata), "file": WEIGHTS, "sha256": file_sha256(path)}
-  write_whole(directory / CONFIG, (json.dumps(described, indent=2, sort_keys=True) + "\n").encode())
+  beside = {**cfg.plain(metadata), "file": WEIGHTS, "sha256": file_sha256(path)}
+  write_whole(directory / CONFIG, (json.dumps(beside, indent=2, sort_keys=True) + "\n").encode())
   return path
 
 
@@ -96,6 +96,8 @@ def load_safetensors(path: str | Path) -> tuple[dict[str, Any], Any]:
       if text.get("format") != FORMAT or text.get("format_version") != str(VERSION):
         raise CheckpointError(f"{path}: not weights of format {FORMAT} {VERSION}")
       metadata = {key: json.loads(text[key]) for key in ("config", "origin", "arrays")}
+      if text["metadata_sha256"] != cfg.digest(metadata):
+        raise CheckpointError(f"{path}: its metadata is damaged: its sha256 differs")
       facts = cfg.build(_Arrays, {"arrays": metadata["arrays"]}).arrays
       _compare_header(path, file, facts)
       arrays = {name: file.get_tensor(name) for name in sorted(facts)}

@@ -15,12 +15,12 @@ from jaxtyping import Array, Int, Key, UInt
 from vidgen.errors import ConfigError
 from vidgen.systems.stage import ArraySpec, Batch, Params, SampleSettings, Stage
 
+Seed = int | np.uint32 | UInt[Array, ""]  # in [0, 2**32)
+Index = Int[Array, " b"] | UInt[Array, " b"]
 GENERATED = ("video", "latents")  # names in a batch spec that sampling makes
 
 
-def sample_keys(
-  seed: int | UInt[Array, ""], index: Int[Array, " b"] | UInt[Array, " b"]
-) -> Key[Array, " b"]:
+def sample_keys(seed: Seed, index: Index) -> Key[Array, " b"]:
   """One typed key per sample: key(seed) with the index of the sample folded in."""
   key = jax.random.key(jnp.asarray(seed, jnp.uint32))
   return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
@@ -35,8 +35,8 @@ def input_spec(stage: Stage, batch_size: int) -> dict[str, ArraySpec]:
 def sample(
   params: Params,
   inputs: Batch,
-  seed: int | UInt[Array, ""],
-  index: Int[Array, " b"] | UInt[Array, " b"],
+  seed: Seed,
+  index: Index,
   *,
   stage: Stage,
   settings: SampleSettings,
