@@ -89,9 +89,10 @@ class Programs:
         for name, array in spec.items()
       ):
         layout = self._layouts[bucket]
-        return bucket, {
-          name: jax.make_array_from_process_local_data(layout[name], batch[name]) for name in spec
-        }
+        with jax.transfer_guard("allow"):  # the one transfer into the loop that is meant
+          return bucket, {
+            name: jax.make_array_from_process_local_data(layout[name], batch[name]) for name in spec
+          }
     found = {name: array.shape for name, array in batch.items()}
     raise DataError(
       f"a batch of shapes {found} fits no bucket of the stage "

@@ -2,18 +2,16 @@
 
 import sys
 import time
-from typing import IO
+from typing import Any
 
 BAR = 24  # characters
 PLAIN_EVERY = 10.0  # seconds between plain lines
 
 
 class Progress:
-  """Prints what is done, rate, time left and a few figures; `update` too soon costs nothing."""
+  """Prints to the text stream `out` what is done, at what rate, the time left, and a few figures."""
 
-  def __init__(
-    self, total: int, *, start: int = 0, out: IO[str] | None = None, units: str = "steps"
-  ):
+  def __init__(self, total: int, *, start: int = 0, out: Any = None, units: str = "steps"):
     self._total = total
     self._units = units
     self._out = out or sys.stdout
