@@ -30,8 +30,8 @@ PAIR_TEMPLATES = {
   "short": ("{c} {s} {v} above {c2} {s2} {v2} on {b}",),
   "medium": ("a {c} {s} {v} above a {c2} {s2} {v2} on a {b} background",),
   "long": (
-    "in this video a {c} {s} is {v}{a} in the upper half and a {c2} {s2} is {v2}{a2} in the lower"
-    " half, the background is {b}",
+    "a {c} {s} is {v}{a} in the upper half and a {c2} {s2} is {v2}{a2} in the lower half,"
+    " the background is {b}",
   ),
 }
 # Of the other subsets. An image has one template for one figure and one for two.

@@ -55,9 +55,9 @@ def draw(
   return share, second + (first - second) * part
 
 
-def overlap(centre: Float[np.ndarray, "n"], radius: float) -> Float[np.ndarray, "n 5"]:
+def overlap(centre: Float[np.ndarray, "*n"], radius: float) -> Float[np.ndarray, "*n 5"]:
   """How much of each pixel (of side 1, at `centre`) lies in each row or column of cells."""
   edges = np.linspace(-radius, radius, CELLS + 1, dtype=np.float32)
-  low = np.maximum(centre[:, None] - 0.5, edges[:-1])
-  high = np.minimum(centre[:, None] + 0.5, edges[1:])
+  low = np.maximum(centre[..., None] - 0.5, edges[:-1])
+  high = np.minimum(centre[..., None] + 0.5, edges[1:])
   return np.maximum(high - low, 0.0).astype(np.float32)
