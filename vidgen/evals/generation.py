@@ -92,10 +92,12 @@ def generate(
     batch = list(range(start, min(start + sampler.batch_size, len(origins))))
     wanted = [i for i in batch if origins[i].index not in made]
     if wanted:
-      index = np.array([origins[i].index for i in wanted], np.uint32)
-      latents = sampler.latents({name: x[wanted] for name, x in inputs.items()}, index)
-      for i, array in zip(wanted, latents, strict=True):
-        made[origins[i].index] = _write_latents(directory, origins[i], array)
+      # The whole batch: a sample's last bits may depend on its place in it, and so do not change
+      # when a run is resumed.
+      index = np.array([origins[i].index for i in batch], np.uint32)
+      latents = sampler.latents({name: x[batch] for name, x in inputs.items()}, index)
+      for i in wanted:
+        made[origins[i].index] = _write_latents(directory, origins[i], latents[i - start])
     videos = sampler.decode(np.stack([_read_latents(directory, origins[i]) for i in batch]))
     for i, video in zip(batch, videos, strict=True):
       if len(sheet) < ON_SHEET:

@@ -58,8 +58,8 @@ class SampleSettings:
   def __post_init__(self):
     if self.steps < 1:
       raise ValueError(f"steps must be at least 1, got {self.steps}")
-    if self.guidance_scale < 0:
-      raise ValueError(f"guidance_scale must not be negative, got {self.guidance_scale}")
+    if not 0 <= self.guidance_scale < float("inf"):  # also when it is not a number
+      raise ValueError(f"guidance_scale must be 0 or more, got {self.guidance_scale}")
     if self.schedule not in ("linear", "linear_quadratic"):
       raise ValueError(f"schedule {self.schedule!r} is neither 'linear' nor 'linear_quadratic'")
     if self.schedule == "linear_quadratic" and self.linear_steps < self.steps:
