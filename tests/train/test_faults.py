@@ -59,7 +59,7 @@ def test_one_flipped_bit_in_any_file_is_refused(run):
     flip(path, seed)
     message = refusal(run)
     assert path.relative_to(run / STEP).as_posix() in message
-    assert "step 1 is good: use --step 1" in message
+    assert "step 1 is good: read it with --step 1" in message
     path.write_bytes(contents)
   assert_same_bits(Checkpoints(run).restore(None, like(state(2))).state, state(2))
 

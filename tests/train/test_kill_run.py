@@ -26,7 +26,7 @@ def get_config():
   config.stage.fields.update(layers=1, width=32, heads=2, mlp_width=64)
   config.stage.fields.text_encoder = {{"length": 32, "words": 8, "width": 16, "mlp_width": 32}}
   config.inputs.text_length = 32
-  config.train.update(batch_size=4, save_every=3, log_every=1, eval_every=5, eval_batches=1, keep=2)
+  config.train.update(batch_size=4, save_every=3, log_every=1, eval_batches=1, keep=2)
   config.train.optimizer.warmup_steps = 5
   return config
 """
@@ -52,13 +52,16 @@ def data(tmp_path_factory):
 class Run:
   """One run in its own workdir; `start` starts or resumes it."""
 
-  def __init__(self, workdir: Path, *, recipe: Path, data: Path, steps: int, workers: int):
+  def __init__(
+    self, workdir: Path, *, recipe: Path, data: Path, steps: int, workers: int, eval_every: int
+  ):
     self.workdir = workdir
     self.checkpoints = workdir / "checkpoints"
     self.mark = f"{os.getpid()}-{workdir}"  # in the environment of every process of the run
     self.command = [sys.executable, "-m", "vidgen.cli", "train", "--config", str(recipe)]
     self.command += ["--data", str(data), "--workdir", str(workdir)]
     self.command += [f"--config.train.steps={steps}", f"--config.inputs.workers={workers}"]
+    self.command += [f"--config.train.eval_every={eval_every}"]
 
   def start(self) -> subprocess.Popen:
     environment = {**os.environ, "VIDGEN_TEST_RUN": self.mark}
@@ -148,10 +151,10 @@ def broken(run: Run, *, kills: int, seed: int) -> dict:
   return run.result()
 
 
-def compare(tmp_path: Path, *, kills: int, workers: int, seed: int, **sources) -> None:
+def compare(tmp_path: Path, *, kills: int, seed: int, **fields) -> None:
   steps = (kills + 1) * STEPS_BETWEEN_KILLS
-  one = Run(tmp_path / "unbroken", steps=steps, workers=workers, **sources)
-  other = Run(tmp_path / "broken", steps=steps, workers=workers, **sources)
+  one = Run(tmp_path / "unbroken", steps=steps, **fields)
+  other = Run(tmp_path / "broken", steps=steps, **fields)
   expected = unbroken(one)
   assert expected["step"] == steps and expected["log"].count("\n") >= steps
   assert broken(other, kills=kills, seed=seed) == expected
@@ -161,10 +164,11 @@ def compare(tmp_path: Path, *, kills: int, workers: int, seed: int, **sources) -
 
 def test_a_killed_and_resumed_run_equals_the_unbroken_one(tmp_path, recipe, data):
   seed = int(os.environ.get("VIDGEN_KILL_SEED", time.time_ns() % 2**32))
-  compare(tmp_path, kills=3, workers=1, seed=seed, recipe=recipe, data=data)
+  compare(tmp_path, kills=3, workers=1, seed=seed, eval_every=0, recipe=recipe, data=data)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("workers", [1, 2])
 def test_twenty_kills_change_nothing(tmp_path, recipe, data, workers):
-  compare(tmp_path, kills=21, workers=workers, seed=workers, recipe=recipe, data=data)
+  sources = {"recipe": recipe, "data": data}
+  compare(tmp_path, kills=21, workers=workers, seed=workers, eval_every=5, **sources)

@@ -317,7 +317,10 @@ class Checkpoints:
     for older in [s for s in reversed(self.steps()) if s < step]:
       with contextlib.suppress(mf.Damaged):
         if not mf.damaged_files(self._path(older), self._manifest(older)):
-          return f"step {older} is good: use --step {older}, or delete {self._path(step)}"
+          return (
+            f"step {older} is good: read it with --step {older}, "
+            f"or delete {self._path(step)} to train on from there"
+          )
     return "there is no older good step"
 
   def _check_files(self, step: int, manifest: mf.Manifest) -> None:
