@@ -194,6 +194,20 @@ def test_pixels_that_are_not_square_become_so():
   assert decode_video(buffer.getvalue()).frames.shape == (3, 32, 64, 3)
 
 
+def test_a_title_that_is_not_utf8_spoils_nothing():
+  buffer = io.BytesIO()
+  with av.open(buffer, "w", format="mp4") as out:
+    out.metadata["title"] = "QQQQQQ"
+    stream = out.add_stream("libx264", rate=8)
+    stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+    out.mux(stream.encode(av.VideoFrame.from_ndarray(frame(100), format="rgb24")))
+    out.mux(stream.encode(None))
+  assert b"QQQQQQ" in buffer.getvalue()
+  assert (
+    len(decode_video(buffer.getvalue().replace(b"QQQQQQ", b"\xff\xfe\xe9\xc3\x28z")).frames) == 1
+  )
+
+
 def png(picture: np.ndarray) -> bytes:
   buffer = io.BytesIO()
   Image.fromarray(picture).save(buffer, "PNG")

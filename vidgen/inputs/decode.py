@@ -7,6 +7,7 @@ refuse. Every failure is a `BadSample`.
 import dataclasses
 import io
 import warnings
+from typing import Any
 
 import av
 import av.error
@@ -23,6 +24,11 @@ AUDIO_RATE = 48_000
 HDR = (16, 18)  # transfer characteristics: SMPTE ST 2084 (PQ), ARIB STD-B67 (HLG)
 _EXACT = Interpolation.ACCURATE_RND | Interpolation.BITEXACT  # equal on every CPU
 
+
+# before PyAV 19 a title that is not UTF-8 made a good file unreadable
+_OPEN: dict[str, Any] = (
+  {} if int(av.__version__.split(".")[0]) > 18 else {"metadata_errors": "ignore"}
+)
 
 warnings.simplefilter("error", Image.DecompressionBombWarning)  # Pillow only warns below twice it
 
@@ -108,7 +114,7 @@ def decode_video(
   limits = limits or Limits()
   _check_bytes(data, limits)
   try:
-    with av.open(io.BytesIO(data), metadata_errors="ignore") as container:
+    with av.open(io.BytesIO(data), mode="r", **_OPEN) as container:
       if len(container.streams) > limits.max_streams:
         raise BadSample(f"{len(container.streams)} streams, more than {limits.max_streams}")
       if not container.streams.video:
@@ -296,7 +302,7 @@ def decode_audio(data: bytes, *, limits: Limits | None = None) -> np.ndarray:
   limits = limits or Limits()
   _check_bytes(data, limits)
   try:
-    with av.open(io.BytesIO(data), mode="r", metadata_errors="ignore") as container:
+    with av.open(io.BytesIO(data), mode="r", **_OPEN) as container:
       if len(container.streams) > limits.max_streams:
         raise BadSample(f"{len(container.streams)} streams, more than {limits.max_streams}")
       if not container.streams.audio:
