@@ -100,7 +100,7 @@ def tiny() -> dict:
         "remat": "none",
       },
     },
-    "inputs": {"buckets": buckets, "text_length": 96},
+    "inputs": {"buckets": buckets, "text_length": 96, "cache_bytes": 2**28},
     "train": {
       "steps": 2000,
       "batch_size": 64,
