@@ -89,6 +89,8 @@ def read_clip(video: np.ndarray, *, fps: float) -> Reading:
   shares = _colour_shares(contrast, directions)
   ranked = sorted(shares, key=lambda c: -shares[c])
   present = [c for k, c in enumerate(ranked[:2]) if shares[c] > (SECOND_FIGURE if k else 0.01)]
+  if not present:
+    return Reading(name, ())
   covers = _covers(contrast, {c: directions[c] for c in present})
   figures = [_read_figure(c, covers[c], fps=fps) for c in present]
   found = sorted((f for f in figures if f is not None), key=lambda f: f.track[:, 1].mean())

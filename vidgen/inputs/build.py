@@ -26,6 +26,7 @@ from vidgen.errors import ConfigError, DataError
 from vidgen.inputs.writers import (
   FORMATS,
   Record,
+  remove_leftovers,
   sample_key,
   shard_path,
   stats_path,
@@ -289,6 +290,8 @@ def _claim(directory: Path, plan: Mapping[str, Any], tasks: list[Task]) -> Itera
     file.seek(0)
     _remove_other(file.read(), plan, directory)
     dataset.unlink(missing_ok=True)
+    for folder in {task.path.parent for task in tasks}:
+      remove_leftovers(folder)
     files = [str(task.path.relative_to(directory)) for task in tasks]
     file.truncate(0)
     file.write(json.dumps({"digest": plan["digest"], "shards": files}))
@@ -317,8 +320,11 @@ def _remove_other(text: str, plan: Mapping[str, Any], directory: Path) -> None:
     shard = directory / name
     if directory.resolve() not in shard.resolve().parents:
       raise DataError(f"{directory / MARK}: {name} lies outside of the folder")
-    for path in (shard, shard.with_suffix(".parquet"), stats_path(shard)):
+    index = shard.with_name(f"{shard.name}.index.npz")  # of a reader
+    for path in (shard, shard.with_suffix(".parquet"), stats_path(shard), index):
       path.unlink(missing_ok=True)
+    if shard.parent.is_dir():
+      remove_leftovers(shard.parent)
 
 
 def verify_shards(directory: str | os.PathLike[str]) -> list[dict[str, str]]:

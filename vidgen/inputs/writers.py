@@ -32,6 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 KEY = re.compile(r"[A-Za-z0-9_-]+")  # no dot, no slash: everything up to the first dot is the key
+LEFTOVER = ".partial"  # ends the name of a file that is not whole yet
 FORMATS = {"tar": ".tar", "array_record": ".array_record"}
 FAILURES = ("failed_to_download", "failed_to_resize", "failed_to_subsample")  # the last of videos
 
@@ -143,7 +144,7 @@ def write_whole(path: Path, data: bytes) -> None:
 @contextmanager
 def _whole(path: Path) -> Iterator[Path]:
   """A path to write to, which takes the name `path` once it is on the disk."""
-  temporary = path.with_name(f".{path.name}.{os.getpid()}")
+  temporary = path.with_name(f".{path.name}.{os.getpid()}{LEFTOVER}")
   try:
     yield temporary
     with open(temporary, "rb") as file:
@@ -151,6 +152,12 @@ def _whole(path: Path) -> Iterator[Path]:
     os.replace(temporary, path)
   finally:
     temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+  """Removes what a killed writer has left in a folder."""
+  for path in folder.glob(f".*{LEFTOVER}"):
+    path.unlink()
 
 
 def _keep_rows(records: Iterable[Record], rows: list[dict[str, Any]]) -> Iterator[Record]:
