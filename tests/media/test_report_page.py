@@ -6,7 +6,15 @@ import re
 import shutil
 
 import pytest
-from run_maker import CONFIG, make_logs, make_run, make_samples, make_scores, prompt
+from run_maker import (
+  CONFIG,
+  make_checkpoint,
+  make_logs,
+  make_run,
+  make_samples,
+  make_scores,
+  prompt,
+)
 
 from vidgen import config as cfg
 from vidgen.errors import ConfigError, DataError
@@ -41,8 +49,10 @@ def test_it_needs_no_other_file(whole):
 
 def test_the_videos_are_whole_enlarged_and_those_of_the_samples(whole):
   workdir, page = whole
-  videos = [decode_video(base64.b64decode(code)).frames for code in MP4.findall(page)]
+  clips = [decode_video(base64.b64decode(code)) for code in MP4.findall(page)]
+  videos = [clip.frames for clip in clips]
   assert [v.shape for v in videos] == [(8, 128, 128, 3)] * 4
+  assert [clip.duration for clip in clips] == [2.0] * 4  # 8 frames at 4 a second
   for i, video in enumerate(videos):
     original = decode_video((workdir / "samples" / f"{i:05d}.mp4").read_bytes()).frames
     small = video.reshape(8, 16, 8, 16, 8, 3).mean(axis=(2, 4))
@@ -103,6 +113,8 @@ def test_only_so_many_videos_and_bytes_are_embedded(whole):
   none = page_of(workdir, video_bytes=0)
   assert not MP4.findall(none) and none.count("to keep this page small") == 4 and prompt(3) in none
   assert not MP4.findall(page_of(workdir, videos=0))
+  one = len(re.search(r'src="data:video[^>]*poster="[^"]*"', two)[0])
+  assert len(MP4.findall(page_of(workdir, video_bytes=int(2.5 * one)))) == 2
 
 
 def test_large_videos_are_embedded_as_they_are(tmp_path):
@@ -150,6 +162,14 @@ def test_damaged_parts_are_said(whole, part, tmp_path):
   shutil.copytree(whole[0], workdir)
   (workdir / part).write_text('{"broken": [')
   assert "cannot be read" in page_of(workdir)
+
+
+def test_the_newest_checkpoint_is_the_one_that_is_told(tmp_path):
+  for step in (50, 400, 100):
+    make_checkpoint(tmp_path, step=step)
+  (tmp_path / "checkpoints" / "00000900.saving").mkdir()
+  run = read_run(tmp_path)
+  assert run.checkpoint is not None and run.checkpoint.step == run.step == 400
 
 
 def test_a_log_that_is_being_written_is_read_up_to_its_last_whole_line(tmp_path):

@@ -5,6 +5,8 @@ import math
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from vidgen.media.video import to_uint8
+
 Video = Float[np.ndarray, "t h w c"] | UInt8[np.ndarray, "t h w c"]
 Videos = Float[np.ndarray, "n t h w c"] | UInt8[np.ndarray, "n t h w c"]
 
@@ -21,8 +23,7 @@ def to_rgb(frames: np.ndarray) -> np.ndarray:
   if frames.dtype != np.uint8:
     if not np.issubdtype(frames.dtype, np.floating):
       raise ValueError(f"frames must be floats in [-1, 1] or uint8, got {frames.dtype}")
-    finite = np.nan_to_num(frames.astype(np.float32), nan=-1.0, posinf=1.0, neginf=-1.0)
-    frames = np.rint((np.clip(finite, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
+    frames = to_uint8(np.nan_to_num(frames, nan=-1.0, posinf=1.0, neginf=-1.0))
   if frames.shape[-1] == 1:
     frames = np.repeat(frames, 3, axis=-1)
   if frames.shape[-1] != 3:
