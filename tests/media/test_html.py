@@ -3,7 +3,7 @@
 import html.parser
 import json
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vidgen.media.html import data_block, definitions, join, table, tag
@@ -30,6 +30,7 @@ class Texts(html.parser.HTMLParser):
 TEXT = st.text(st.characters(blacklist_characters="\0\r", blacklist_categories=["Cs"]))
 
 
+@settings(deadline=None)  # a busy machine is no fault
 @given(TEXT, TEXT)
 def test_text_and_attributes_come_back_as_they_were(text, attribute):
   read = Texts(tag("p", text, tag("b", text), title=attribute))
@@ -45,6 +46,7 @@ def test_none_and_false_are_left_out_and_true_is_bare():
   assert join("<", tag("br_"), None) == "&lt;<br_></br_>"
 
 
+@settings(deadline=None)
 @given(TEXT)
 def test_data_cannot_end_its_element(text):
   block = data_block({"name": text + "</script><!--"})
