@@ -24,6 +24,7 @@ from shards import (
 
 from vidgen.config import build, plain
 from vidgen.errors import CheckpointError, ConfigError, DataError
+from vidgen.inputs.loader import Plan
 from vidgen.inputs.pipeline import (
   Bucket,
   InputConfig,
@@ -32,6 +33,7 @@ from vidgen.inputs.pipeline import (
   make_dataset,
   state_differences,
 )
+from vidgen.inputs.quarantine import BadSample
 from vidgen.inputs.text import ByteTokenizer
 
 VIDEO = Bucket(name="video", frames=4, height=16, width=16, fps=4.0)
@@ -398,6 +400,18 @@ def test_bad_samples_are_quarantined_by_name_and_the_others_stay_where_they_are(
         np.testing.assert_array_equal(left["video"][i], right["video"][i])
         np.testing.assert_array_equal(left["text"][i], right["text"][i])
   assert replaced == epochs * len(bad)
+
+
+def test_a_bad_sample_that_is_known_holds_on_to_nothing(tmp_path):
+  """Each meeting with it raises anew; a kept traceback would grow, and keep the sample's bytes."""
+  damaged(tmp_path, BAD_IMAGES, "image")
+  limits = dataclasses.replace(ONE.limits, max_pixels=1000 * 1000)
+  config = dataclasses.replace(ONE, buckets=(IMAGE,), limits=limits, cache_bytes=1 << 20)
+  loader = make_dataset(config, str(tmp_path), batch_size=2, seed=0)._batches._map_fn
+  for number in range(3):
+    loader(Plan("image", np.arange(14) + 14 * number, np.arange(14)))
+  known = [value for value in loader._cache.values() if isinstance(value, BadSample)]
+  assert len(known) == 5 and all(bad.__traceback__ is None for bad in known)
 
 
 def test_replacements_are_the_same_on_any_path_to_them(tmp_path):

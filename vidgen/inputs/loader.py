@@ -173,7 +173,7 @@ class Loader:
   def _example(self, bucket: "Bucket", index: int, *, time: float) -> Example:
     known = self._cache.get((bucket.name, index))
     if isinstance(known, BadSample):
-      raise known
+      raise known.fresh()
     if known is not None:
       return known
     sample: Sample | None = None
@@ -190,7 +190,7 @@ class Loader:
     except BadSample as error:
       if sample is not None:
         error.shard, error.key = sample["__shard__"], sample["__key__"]
-      self._keep((bucket.name, index), error, size=0)
+      self._keep((bucket.name, index), error.fresh(), size=0)
       raise
     except Exception as error:
       shard, key = self._sources[bucket.name].name(index)

@@ -7,7 +7,9 @@ so that the global batch is the same list however many processes share it.
 """
 
 import dataclasses
+import os
 import tempfile
+import uuid
 from typing import Any, Literal
 
 import grain
@@ -107,7 +109,7 @@ def make_dataset(
   process_count: int = 1,
   quarantine_path: str | None = None,
 ) -> "Batches":
-  """The batches of one process, as numpy: video, text, text_mask, fps (README of this package).
+  """The batches of one process, as numpy arrays: video, text, text_mask, fps (as in `Loader`).
 
   `batch_size` is global. With `repeat=False` each bucket is read once, one bucket after another,
   and what does not fill a batch is left out. Bad samples are replaced by others and written to
@@ -123,7 +125,8 @@ def make_dataset(
     raise ConfigError(f"process {process_index} of {process_count}")
   sources = {b.name: open_source(directory, subset=b.subset, split=split) for b in config.buckets}
   if quarantine_path is None:
-    quarantine_path = tempfile.mkdtemp(prefix="vidgen-") + "/quarantine.jsonl"
+    folder = f"vidgen-{uuid.uuid4().hex}"  # made only when there is something to write
+    quarantine_path = os.path.join(tempfile.gettempdir(), folder, "quarantine.jsonl")
   total = sum({b.subset: len(sources[b.name]) for b in config.buckets}.values())
   budget = Budget(count=config.bad_count, fraction=config.bad_fraction, total=total)
   shards = {shard for source in sources.values() for shard in source.shards}
@@ -158,7 +161,7 @@ def make_dataset(
     "repeat": repeat,
     "workers": config.workers,
     "whole_clips": config.cache_bytes > 0,  # decides which damaged clips are found out
-    "data": digest(describe_data(config, directory, split=split)),
+    "data": digest({b.subset: sources[b.name].describe() for b in config.buckets}),
     "inputs": {
       f.name: plain(getattr(config, f.name))
       for f in dataclasses.fields(config)

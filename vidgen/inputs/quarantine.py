@@ -28,6 +28,10 @@ class BadSample(DataError):
   def __str__(self) -> str:
     return f"shard {self.shard}, key {self.key!r}: {self.reason}" if self.shard else self.reason
 
+  def fresh(self) -> "BadSample":
+    """The same without a traceback, which would hold on to frames, and grow with each raise."""
+    return BadSample(self.reason, shard=self.shard, key=self.key)
+
   def __reduce__(self):  # worker processes send it; the default drops the keywords
     return _rebuild, (self.reason, self.shard, self.key)
 
