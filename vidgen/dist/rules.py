@@ -4,6 +4,10 @@ A rule is (logical name, mesh axis | several | None). For each dimension of an a
 of its name is taken whose mesh axes are still free in this array and divide the dimension. So a
 parameter's dimension that does not divide is left whole, and `check_sharded` bounds how much that
 may be. A batch is never left whole: what does not divide there is an error.
+
+Activations get their layout from `nn.partition.constrain` at block boundaries, under the same
+rules. Do not leave it out: with parameters split over several axes and activations left to the
+compiler, XLA has been seen (jax 0.10.2) to compute wrong gradients without a word.
 """
 
 import math

@@ -1,5 +1,6 @@
 """The data of a run, as the loop sees them: `vidgen.inputs` on one data set."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ class ShardData:
   ):
     self._config, self._directory, self._seed = config, directory, seed
     self._batch_size = batch_size
+    self._description = describe_data(config, directory)
     self._quarantine = str(Path(workdir) / "quarantine.jsonl")
     self._iterator: Any = iter(
       make_dataset(
@@ -55,7 +57,7 @@ class ShardData:
 
   def describe(self) -> dict[str, Any]:
     """The shards of the data set: sizes, counts, digests."""
-    return describe_data(self._config, self._directory)
+    return self._description
 
   def held_out(self, batches: int) -> list[HostBatch]:
     """The first batches of the held-out split, at most so many; none if there is no such split."""
@@ -80,7 +82,9 @@ class ShardData:
         process_index=process,
         process_count=of,
       )
-    except DataError:
+    except DataError as error:
+      if jax.process_index() == 0:
+        print(f"warning: nothing is held out: {error}", file=sys.stderr)
       return []
     iterator: Any = iter(dataset)
     try:

@@ -67,10 +67,23 @@ class Programs:
     return jax.jit(self._init, out_shardings=self.shardings)()
 
   def train(self, bucket: str) -> jax.stages.Compiled:
-    """The train step for one bucket: (state, batch) -> (state, metrics); the state is donated."""
+    """The train step for one bucket: (state, batch) -> (state, metrics); the state is donated.
+
+    Raises:
+      ConfigError: the compiler finds that the step does not fit into the devices' memory.
+    """
     step = functools.partial(train_step, stage=self.stage, tx=self.tx, config=self.experiment.train)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, self.replicated))
-    return jitted.lower(self.abstract, self._abstract_batch(bucket)).compile()
+    lowered = jitted.lower(self.abstract, self._abstract_batch(bucket))
+    try:
+      return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+      if "RESOURCE_EXHAUSTED" not in str(error):
+        raise
+      raise ConfigError(
+        f"the step for bucket {bucket!r} does not fit into memory: {str(error).splitlines()[0]}; "
+        "raise train.accumulate, lower train.batch_size, split more by config.mesh, or remat more"
+      ) from error
 
   def _abstract_batch(self, bucket: str) -> dict[str, jax.ShapeDtypeStruct]:
     layout = self._layouts[bucket]

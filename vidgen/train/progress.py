@@ -9,7 +9,7 @@ PLAIN_EVERY = 10.0  # seconds between plain lines
 
 
 class Progress:
-  """Prints to the text stream `out` what is done, at what rate, the time left, and a few figures."""
+  """Prints to a text stream what is done, at what rate, the time left, and a few figures."""
 
   def __init__(self, total: int, *, start: int = 0, out: Any = None, units: str = "steps"):
     self._total = total

@@ -1,7 +1,6 @@
 """What a run tells of itself: logs, events, progress, speed, and the end of a run gone bad."""
 
 import contextlib
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -181,9 +180,3 @@ class Watch:
     if self._files:
       self._train.flush(durable=durable)
       self._speed.flush(durable=durable)
-
-
-def warn(line: str) -> None:
-  """One line on stderr, from the first process."""
-  if jax.process_index() == 0:
-    print(f"warning: {line}", file=sys.stderr)

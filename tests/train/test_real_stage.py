@@ -1,0 +1,72 @@
+"""The step of a real stage is the same on every mesh."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from trained_run import experiment, params, stage
+
+from vidgen.dist.mesh import MeshConfig, make_mesh
+from vidgen.dist.rules import DEFAULT_RULES, batch_shardings, state_shardings
+from vidgen.nn.partition import activation_rules
+from vidgen.train.state import TRAIN, example_keys
+from vidgen.train.step import gradient
+
+SIZE = 8
+
+
+def batch():
+  rng = np.random.default_rng(0)
+  spec = stage().batch_spec(SIZE)
+  text = rng.integers(3, 259, spec["text"].shape, dtype=np.int32)
+  arrays = {
+    "video": rng.uniform(-1, 1, spec["video"].shape).astype(np.float32),
+    "text": text,
+    "text_mask": np.arange(text.shape[1]) < rng.integers(3, text.shape[1], (SIZE, 1)),
+    "fps": np.full(SIZE, 4, np.float32),
+  }
+  return jax.tree.map(jnp.asarray, arrays)
+
+
+def loss_and_gradient(weights, arrays, accumulate):
+  keys = example_keys(experiment().train.seed, jnp.int32(3), purpose=TRAIN, count=SIZE)
+  return gradient(weights, arrays, keys, stage=stage(), accumulate=accumulate)
+
+
+@functools.cache
+def alone():
+  return jax.device_get(jax.jit(loss_and_gradient, static_argnums=2)(params(), batch(), 1))
+
+
+@pytest.mark.parametrize(
+  ("count", "mesh_config", "accumulate"),
+  [
+    (1, MeshConfig(), 4),
+    (2, MeshConfig(data=1, fsdp=2), 1),
+    (4, MeshConfig(data=2, tensor=2), 2),
+    (8, MeshConfig(data=8), 1),
+    (8, MeshConfig(data=2, fsdp=2, tensor=2), 1),
+    (8, MeshConfig(data=2, fsdp=2, context=2), 1),
+  ],
+)
+def test_loss_and_gradient_do_not_depend_on_the_mesh(count, mesh_config, accumulate):
+  mesh = make_mesh(mesh_config, devices=jax.devices()[:count])
+  layout = {"params": params(), "mesh": mesh, "rules": DEFAULT_RULES}
+  shardings = state_shardings(params(), stage().logical_axes(), **layout)
+  data = batch_shardings(stage().batch_spec(SIZE), mesh=mesh, rules=DEFAULT_RULES)
+  with jax.set_mesh(mesh), activation_rules(DEFAULT_RULES):
+    program = jax.jit(loss_and_gradient, static_argnums=2, out_shardings=(None, None, shardings))
+    arguments = jax.device_put(params(), shardings), jax.device_put(batch(), data)
+    loss, metrics, gradients = program(*arguments, accumulate)
+  want_loss, want_metrics, want = alone()
+  np.testing.assert_allclose(loss, want_loss, rtol=1e-5)
+  for name, value in metrics.items():
+    np.testing.assert_allclose(value, want_metrics[name], rtol=1e-4, err_msg=name)
+  paths = jax.tree_util.tree_leaves_with_path(gradients)
+  for (path, got), reference in zip(paths, jax.tree.leaves(want), strict=True):
+    scale = np.abs(reference).max()  # relative to the array: its small entries are sums of large
+    np.testing.assert_allclose(
+      np.asarray(got), reference, rtol=1e-4, atol=1e-4 * scale + 1e-9, err_msg=str(path)
+    )
