@@ -58,7 +58,7 @@ class Run:
     )
 
   def finish(self, process: subprocess.Popen, *, code: int) -> None:
-    errors = process.communicate(timeout=300)[1].decode()
+    errors = process.communicate(timeout=1800)[1].decode()
     assert process.returncode == code, errors[-3000:]
     self.wait_for_children()
 
@@ -72,7 +72,7 @@ class Run:
     )
 
   def wait_until(self, condition, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not condition():
       assert process.poll() is None, process.communicate()[1].decode()[-3000:]
       assert time.monotonic() < deadline
