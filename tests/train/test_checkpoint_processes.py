@@ -72,7 +72,7 @@ def test_two_processes_save_and_restore_one_checkpoint(tmp_path):
     for i in range(2)
   ]
   try:
-    errors = [process.communicate(timeout=240)[1].decode() for process in processes]
+    errors = [process.communicate(timeout=900)[1].decode() for process in processes]
   finally:
     for process in processes:
       process.kill()

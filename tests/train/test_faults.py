@@ -246,7 +246,7 @@ checkpoints.close()
 assert checkpoints.steps() == [3], checkpoints.steps()
 """
   done = subprocess.run(  # output through pipes: the limit holds for files
-    [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
+    [sys.executable, "-c", program], capture_output=True, text=True, timeout=600
   )
   assert done.returncode == 0, done.stderr[-2000:]
   assert [p.name for p in tmp_path.iterdir()] == ["00000003"]

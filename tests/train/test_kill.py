@@ -42,7 +42,7 @@ def kill_while_saving(directory: Path, *, kills: int, seed: int) -> int:
     first = checkpoints.latest()
     child = context.Process(target=save_for_ever, args=(str(directory / "checkpoints"), str(log)))
     child.start()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while checkpoints.latest() == first:
       assert child.is_alive() and time.monotonic() < deadline
       time.sleep(0.001)
