@@ -88,8 +88,9 @@ class MovieGenDiT(nn.Module):
   Fields (the report's 30B model): `layers` 48, `width` 6144, `heads` 48 of size 128, `mlp_width`
   16384, `patch` 1 x 2 x 2, `max_grid` 32 x 96 x 96 patches, `channels` 16. `text_widths` is the
   width of each text stream by name. Parameters are float32; matmuls run in `dtype`. Not in the
-  report: `qk_norm`, `pooled_text` (the mean of the text added to the time embedding),
-  `per_layer_modulation` (a projection in every layer instead of a shared one).
+  report: `position_scale` (standard deviation of fresh position tables), `qk_norm`, `pooled_text`
+  (the mean of the text added to the time embedding), `per_layer_modulation` (a projection in every
+  layer instead of a shared one).
   """
 
   channels: int
@@ -100,6 +101,7 @@ class MovieGenDiT(nn.Module):
   text_widths: Mapping[str, int]
   patch: Grid = (1, 2, 2)
   max_grid: Grid = (32, 96, 96)
+  position_scale: float = 0.02
   norm_epsilon: float = 1e-5
   qk_norm: bool = False
   pooled_text: bool = False
@@ -128,7 +130,9 @@ class MovieGenDiT(nn.Module):
     grid = grid_of(latents.shape[1:4], patch=self.patch)
     x = patchify(latents.astype(dtype), patch=self.patch)
     x = Linear(d, axes=(None, "embed"), name="patch_in")(x)
-    positions = FactorisedPositions(self.max_grid, d, name="positions")(grid)
+    positions = FactorisedPositions(
+      self.max_grid, d, init_scale=self.position_scale, name="positions"
+    )(grid)
 
     streams = []
     for name in sorted(self.text_widths):

@@ -25,11 +25,13 @@ def timestep_embedding(
 class FactorisedPositions(nn.Module):
   """Learnable tables for t, h and w whose rows are summed (Movie Gen, section 3.1.3).
 
-  `sizes` is the number of rows of each table: the largest t, h and w, in patches.
+  `sizes` is the number of rows of each table: the largest t, h and w, in patches. `init_scale` is
+  the standard deviation of fresh rows.
   """
 
   sizes: tuple[int, int, int]
   width: int
+  init_scale: float = 0.02
 
   @nn.compact
   def __call__(self, grid: tuple[int, int, int]) -> Float[Array, "s d"]:
@@ -40,7 +42,8 @@ class FactorisedPositions(nn.Module):
     """
     total = jnp.zeros((), jnp.float32)
     for i, (axis, size, length) in enumerate(zip("thw", self.sizes, grid, strict=True)):
-      table = weight(self, axis, shape=[size, self.width], axes=[None, "embed"], init=normal(0.02))
+      init = normal(self.init_scale)
+      table = weight(self, axis, shape=[size, self.width], axes=[None, "embed"], init=init)
       if length > size:
         raise ValueError(f"{length} positions along {axis}, but the table has {size}")
       shape = [1, 1, 1, self.width]

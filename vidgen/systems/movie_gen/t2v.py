@@ -82,6 +82,7 @@ class T2VConfig:
   mlp_width: int = 16384
   patch: tuple[int, int, int] = (1, 2, 2)
   max_grid: tuple[int, int, int] = (32, 96, 96)
+  position_scale: float = 0.02  # of fresh position tables; not given by the paper
   norm_epsilon: float = 1e-5
   qk_norm: bool = False  # not given by the paper
   pooled_text: bool = False  # not given by the paper
@@ -177,6 +178,7 @@ class T2VStage:
       text_widths=widths,
       patch=c.patch,
       max_grid=c.max_grid,
+      position_scale=c.position_scale,
       norm_epsilon=c.norm_epsilon,
       qk_norm=c.qk_norm,
       pooled_text=c.pooled_text,
