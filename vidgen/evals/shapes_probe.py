@@ -39,8 +39,8 @@ BRIGHTNESS_TOLERANCE = 30.0  # by which all of a background may be too dark or t
 GAINS = (0.6, 1.2)  # within these, a colour may be paler or stronger than the world's
 SECOND_FIGURE = 0.03  # the part of the frame a second colour must cover to count as a figure
 WINDOW = 0.33  # cover further than this from a figure's centre is not part of it
-# Sides of the drawings that are compared; those nearer to 0.50 than to 0.36 read as "large".
-SIDES = (0.32, 0.36, 0.40, 0.46, 0.50, 0.54)
+# Sides of the drawings that are compared; the one that fits best reads as the size nearest to it.
+SIDES = (0.38, 0.42, 0.46, 0.54, 0.58, 0.62)
 BLURS = (0.0, 0.8)  # standard deviations in pixels, 0 is sharp: drawings are compared with both
 STRIPE_CONTRASTS = (1.0, 0.6)  # stripes of at least half the lower one read as such
 
