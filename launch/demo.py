@@ -73,7 +73,7 @@ class Demo:
 
 def main() -> None:
   """Runs the demo; `--count`, `--samples` and config overrides make it smaller or larger."""
-  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  parser = argparse.ArgumentParser(description="The main job, end to end: what `make demo` runs.")
   parser.add_argument("--out", type=Path, default=Path("runs/demo"))
   parser.add_argument("--count", type=int, default=8192, help="training clips")
   parser.add_argument("--samples", type=int, default=64, help="held-out captions")
