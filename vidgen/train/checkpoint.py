@@ -12,7 +12,7 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,12 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
 from vidgen import config as cfg
 from vidgen.errors import CheckpointError
 from vidgen.train import items as it
 from vidgen.train import manifest as mf
+from vidgen.train import together
 
 COMPLETE = re.compile(r"\d{8,}")
 LEFTOVER = re.compile(r"\d{8,}\.(saving|saving\.orbax-checkpoint-tmp.*|deleted)")
@@ -102,7 +102,7 @@ class Checkpoints:
           shutil.rmtree(path)
 
     try:
-      _on_first_process(prepare)
+      together.on_first_process(prepare)
     except OSError as error:
       raise CheckpointError(f"{self._directory}: cannot be written: {error}") from error
 
@@ -147,7 +147,7 @@ class Checkpoints:
     finishing, self._finishing = self._finishing, None
     if step is None or finishing is None:
       return
-    error = _agree(finishing.exception())
+    error = together.agree(finishing.exception())
     if error is not None:
       raise self._failure(step, error) from error
     self._known.add(step)
@@ -236,7 +236,7 @@ class Checkpoints:
     step = self._choose(step)
     with self._offering(step):
       manifest = self._manifest(step)
-      _on_first_process(lambda: self._check_files(step, manifest))
+      together.on_first_process(lambda: self._check_files(step, manifest))
       if arrays:
         for record in manifest.arrays:  # one at a time: the largest array bounds the memory
           self._read(step, manifest, record.item, {record.path: record.abstract})
@@ -396,25 +396,3 @@ def _spell(leaf: Any) -> str:
 def _some(names: list[str]) -> str:
   more = f" and {len(names) - 3} more" if len(names) > 3 else ""
   return ", ".join(names[:3]) + more
-
-
-def _on_first_process(act: Callable[[], None]) -> None:
-  """Acts on the first process; what is raised there is raised on all."""
-  error = None
-  if jax.process_index() == 0:
-    try:
-      act()
-    except Exception as caught:
-      error = caught
-  error = _agree(error)
-  if error is not None:
-    raise error
-
-
-def _agree(error: BaseException | None) -> BaseException | None:
-  """This process's error, or if another process has one, an error that says so."""
-  if jax.process_count() > 1:
-    failed = multihost_utils.process_allgather(np.int32(error is not None))
-    if error is None and np.any(failed):
-      return CheckpointError(f"process {int(np.argmax(failed))} failed; see its message")
-  return error
