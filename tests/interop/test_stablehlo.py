@@ -73,7 +73,7 @@ def bare_python(site, code, *arguments):
   start = f"import sys; sys.path.append({str(site)!r})\n"
   return subprocess.run(
     [sys.executable, "-I", "-S", "-c", start + code, *map(str, arguments)],
-    capture_output=True, text=True, timeout=120, cwd=site,
+    capture_output=True, text=True, timeout=300, cwd=site,
     env={"JAX_PLATFORMS": "cpu", "PATH": "/usr/bin"},
   )  # fmt: skip
 
