@@ -1,1 +1,5 @@
-"""inputs"""
+"""Inputs: shards to batches. `pipeline.make_dataset` is the way in; `check` reads a set whole.
+
+Sources give random access over tar, ArrayRecord and TFDS; `loader` decodes and quarantines;
+`order` says which example stands where, as a function of seed and position alone.
+"""

@@ -1,1 +1,2 @@
-"""Training: experiment, state, step, optimizer, loop, metrics, checkpoints."""
+"""Training: what a run is (`experiment`), one step of it (`step`), the whole of it (`loop`), and
+what it leaves behind (`checkpoint`)."""
