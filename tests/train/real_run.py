@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -24,8 +25,10 @@ def get_config():
 
 
 def write_recipe(folder: Path) -> Path:
-  path = folder / "small.py"
-  path.write_text(CONFIG.format(recipe=str(ROOT / "configs/movie_gen/t2v_256.py")))
+  """A recipe on a copy of the shipped one, which somebody may edit while a long test runs."""
+  path, shipped = folder / "small.py", folder / "t2v_256.py"
+  shutil.copy(ROOT / "configs/movie_gen/t2v_256.py", shipped)
+  path.write_text(CONFIG.format(recipe=str(shipped)))
   return path
 
 
