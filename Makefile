@@ -2,18 +2,20 @@
 PYTHON ?= python3.11
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 LOCK := requirements-$(VERSION).lock
+ifeq ($(wildcard $(LOCK)),)
+$(error vidgen has locks for Python 3.11 and 3.12, not for $(PYTHON); try make PYTHON=python3.12)
+endif
 STAMP := .venv/stamp-$(VERSION)-$(shell cat $(LOCK) setup.py 2>/dev/null | cksum | cut -d' ' -f1)
 BIN := .venv/bin
 WORKERS ?= 2
 # about an hour on two cores
-SCORE_STEPS ?= 30000
+SCORE_STEPS ?= 12000
 
 .PHONY: setup demo scores test soak lint bench lock clean
 
 setup: $(STAMP)
 
 $(STAMP): $(LOCK) setup.py
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "vidgen needs Python 3.11 or later; try PYTHON=python3.12"; exit 2; }
 	rm -rf .venv
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement $(LOCK)

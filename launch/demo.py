@@ -78,7 +78,7 @@ def main() -> None:
   parser.add_argument("--count", type=int, default=8192, help="training clips")
   parser.add_argument("--samples", type=int, default=64, help="held-out captions")
   args, overrides = parser.parse_known_args()
-  begin, out = time.monotonic(), args.out
+  begin, out = time.monotonic(), args.out.resolve()
   if out.exists():  # the demo shows a whole life, so it begins anew
     if not (out / MARK).exists():
       sys.exit(f"{out} exists and was not made by this demo; remove it or give another --out")

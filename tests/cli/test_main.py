@@ -56,3 +56,8 @@ def test_unknown_arguments_and_verbs_end_with_2(capsys):
     with pytest.raises(SystemExit) as end:
       cli.main(arguments)
     assert end.value.code == 2
+
+
+def test_a_bucket_is_not_taken_for_a_folder(capsys):
+  assert cli.main(["inspect", "--workdir", "gs://bucket/run"]) == 2
+  assert "mount the bucket" in capsys.readouterr().err

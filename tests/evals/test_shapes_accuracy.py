@@ -83,6 +83,8 @@ def test_missing_samples_are_refused_or_count_as_wrong(folder):
     measure(folder)
   result = measure(folder, allow_missing=True)
   assert result.values["all"] == result.values["shape"] == (COUNT - 2) / COUNT
+  asked = [i for i, line in enumerate(reference(folder)) if line["attributes"]["size"]]
+  assert result.values["size"] == sum(i not in (3, 7) for i in asked) / len(asked)
   assert (result.protocol.count, result.protocol.missing) == (COUNT, 2)
   assert result.protocol.shared() != whole.protocol.shared()
   assert result.verdicts[3]["problem"] == "missing" and not result.verdicts[3]["right"]["all"]

@@ -288,6 +288,15 @@ def test_bad_images(kind):
       decode_image(IMAGES[kind]())
 
 
+def test_thin_pictures_that_would_grow_beyond_the_limit_are_bad():
+  with pytest.raises(BadSample, match="pixels"):
+    decode_image(png(np.zeros((1, 400, 3), np.uint8)), cover=(256, 256))
+  thin = mp4(np.zeros((2, 2, 4000, 3), np.uint8), fps=8)
+  for span in (None, Span(fps=8.0, frames=2, draw=0.0)):
+    with pytest.raises(BadSample, match="pixels"):
+      decode_video(thin, cover=(256, 256), span=span)
+
+
 def test_good_images():
   for data in (
     jpeg(quadrants()),

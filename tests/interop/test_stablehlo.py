@@ -259,6 +259,7 @@ def test_only_an_older_export_is_replaced(tmp_path, copy):
   assert not (copy / "left_over").exists() and run_exported.read_manifest(copy)
   (tmp_path / "mine").mkdir()
   (tmp_path / "mine" / "thesis.tex").touch()
+  (tmp_path / "mine" / "manifest.json").write_text('{"format": 1}')  # as a checkpoint has one
   with pytest.raises(ConfigError, match="not empty and not an export"):
     export(tmp_path / "mine")
 

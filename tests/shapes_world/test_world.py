@@ -174,7 +174,7 @@ def test_frames_show_the_figures_where_they_are():
   x = (mass.sum(axis=1) @ (np.arange(64) + 0.5)) / mass.sum(axis=(1, 2)) / 64
   assert np.allclose(x, figure.positions(np.arange(16) / 8)[:, 0], atol=2e-3)
   # The area of a circle, to the accuracy of 8-bit edges.
-  assert np.isclose(mass[0].sum() / 230 / 64**2, np.pi * 0.18**2, rtol=0.01)
+  assert np.isclose(mass[0].sum() / 230 / 64**2, np.pi * (SIZES["small"] / 2) ** 2, rtol=0.01)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

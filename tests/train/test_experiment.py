@@ -16,7 +16,7 @@ def test_an_experiment_survives_json_and_is_complete():
   one = resolve(load_config(TINY))
   tree = json.loads(json.dumps(plain(one)))
   assert from_plain(tree) == one
-  assert tree["train"]["optimizer"]["name"] == "adamw" and "layers" in tree["stage"]["fields"]
+  assert tree["train"]["optimizer"]["name"] == "muon" and "layers" in tree["stage"]["fields"]
   assert from_plain(tree).stage.fields == tree["stage"]["fields"]
 
 

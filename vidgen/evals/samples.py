@@ -135,11 +135,14 @@ class SampleSet:
 
   def _read(self, record: SampleRecord) -> Video:
     try:
-      clip = decode_video((self.directory / record.file).read_bytes())
+      # One frame more than recorded shows that the file is another; the rest need no memory.
+      limits = Limits(max_frames=min(max(record.frames, 0) + 1, Limits.max_frames))
+      clip = decode_video((self.directory / record.file).read_bytes(), limits=limits)
     except BadSample as error:
       return Video(record, None, str(error))
     count, height, width, _ = clip.frames.shape
-    found = (count, height, width, round(count / clip.duration, 3))
+    rate = count / clip.duration if clip.duration > 0 else 0.0
+    found = (count, height, width, round(rate, 3))
     wanted = (record.frames, record.height, record.width, round(record.fps, 3))
     if found != wanted:
       names = "frames, height, width, fps"

@@ -104,7 +104,7 @@ def _judge(video: Video, wanted: Mapping[str, Any]) -> dict[str, Any]:
   record = video.record
   verdict = {"index": record.index, "key": record.key, "prompt": record.prompt, "wanted": wanted}
   if video.frames is None:
-    asked = (*shapes_probe.ASKED, "all")
+    asked = (*shapes_probe.asked_of(wanted), "all")
     return {**verdict, "problem": video.problem, "right": dict.fromkeys(asked, False)}
   try:
     reading = shapes_probe.read_clip(video.frames, fps=record.fps)

@@ -246,6 +246,20 @@ def _blur(size: int, deviation: float) -> np.ndarray:
   return weights / weights.sum(axis=1, keepdims=True)
 
 
+def asked_of(wanted: Mapping[str, Any]) -> tuple[str, ...]:
+  """The attributes that a caption with these asks for; None says that it leaves one open.
+
+  Speed is asked for where a figure has one; standing still has none.
+  """
+  figures = [wanted, wanted["second"]] if wanted.get("second") else [wanted]
+  names = [name for name in ("shape", "colour", "motion", "size") if wanted.get(name) is not None]
+  told = wanted.get("speed") is not None or wanted.get("motion") == "still"
+  if told and any(figure.get("speed") is not None for figure in figures):
+    names.append("speed")
+  names.append("background")
+  return (*names, "count") if wanted.get("count") is not None else tuple(names)
+
+
 def judge(reading: Reading, wanted: Mapping[str, Any]) -> dict[str, bool]:
   """Whether each wanted attribute is what was read; attributes that are None are left out.
 
@@ -256,16 +270,15 @@ def judge(reading: Reading, wanted: Mapping[str, Any]) -> dict[str, bool]:
   if len(figures) == 1:
     found = sorted(found, key=lambda f: -f.cover)[:1]
   right = {}
-  for name in ("shape", "colour", "motion", "size", "speed"):
-    if wanted.get(name) is not None or (name == "speed" and wanted.get("motion") == "still"):
-      if name == "speed" and all(f.get("speed") is None for f in figures):
-        continue
+  for name in asked_of(wanted):
+    if name == "background":
+      right[name] = reading.background == wanted["background"]
+    elif name == "count":
+      right[name] = len(reading.figures) == wanted["count"]
+    else:
       right[name] = len(found) == len(figures) and all(
         getattr(f, name) == w.get(name) for f, w in zip(found, figures, strict=True)
       )
-  right["background"] = reading.background == wanted["background"]
-  if wanted.get("count") is not None:
-    right["count"] = len(reading.figures) == wanted["count"]
   right["all"] = all(right.get(name, True) for name in ASKED)
   return right
 

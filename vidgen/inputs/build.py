@@ -18,7 +18,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol, runtime_checkable
 
 from vidgen import config as cfg
@@ -343,11 +343,22 @@ def verify_shards(directory: str | os.PathLike[str]) -> list[dict[str, str]]:
     raise DataError(f"{directory}: no readable dataset.json ({error}); build it again") from error
   found = []
   for shard in shards:
-    path, reason = directory / shard["path"], None
+    try:
+      name, digest = PurePosixPath(shard["path"]), shard["sha256"]
+    except (KeyError, TypeError) as error:
+      raise DataError(f"{directory}/dataset.json: bad entry {shard!r}; build it again") from error
+    if name.is_absolute() or ".." in name.parts:
+      raise DataError(f"{directory}/dataset.json: {shard['path']!r} leads out of the data set")
+    path, reason = directory / name, None
     if not path.is_file():
       reason = "missing"
-    elif hashlib.sha256(path.read_bytes()).hexdigest() != shard["sha256"]:
+    elif _sha256(path) != digest:
       reason = "its sha256 differs from the one in dataset.json"
     if reason:
       found.append({"shard": shard["path"], "key": "", "reason": reason})
   return found
+
+
+def _sha256(path: Path) -> str:
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()

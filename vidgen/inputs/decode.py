@@ -238,6 +238,7 @@ def _to_rgb(frame, reformatter, aspect, cover, limits: Limits) -> np.ndarray:
     width = max(1, round(square))
   else:
     width, height = fit(square, height, cover=cover[::-1] if turns % 2 else cover)
+  _check_pixels(width, height, limits)  # a thin picture grows when it is scaled to cover
   down = width <= frame.width and height <= frame.height
   kind = Interpolation.AREA if down else Interpolation.BICUBIC
   rgb = reformatter.reformat(
@@ -263,6 +264,7 @@ def decode_image(
     image = _upright(image).convert("RGB")
     if cover is not None:
       size = fit(image.width, image.height, cover=cover)
+      _check_pixels(*size, limits)  # a thin picture grows when it is scaled to cover
       down = size[0] <= image.width and size[1] <= image.height
       image = image.resize(size, Image.Resampling.BOX if down else Image.Resampling.BICUBIC)
     return Clip(np.asarray(image)[None], np.zeros(1), float("inf"), 0.0)

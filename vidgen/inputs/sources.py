@@ -25,6 +25,10 @@ from vidgen.inputs.tar_index import TarIndex, load_index
 Sample = dict[str, Any]
 
 
+class NoSuchSplit(DataError):
+  """The data set has no such split; one that is there but bad is a DataError of another kind."""
+
+
 @runtime_checkable  # so that the type checks of the tests can tell a source
 class Source(Protocol):
   """What a pipeline reads: Grain's random access source, and what is known of its shards."""
@@ -363,7 +367,7 @@ class TfdsSource:
         builder: Any = tfds.builder_from_directory(self._directory)
         data = builder.as_data_source(split=self._split)
       except Exception as error:  # TFDS raises many kinds; all say that it cannot be read
-        raise DataError(f"{self._directory}, split {self._split}: {error}") from error
+        raise NoSuchSplit(f"{self._directory}, split {self._split}: {error}") from error
       self.__dict__["_opened"] = data
     return data
 
@@ -466,7 +470,7 @@ def open_source(directory: str | os.PathLike[str], *, subset: str, split: str = 
     if (place / "dataset_info.json").is_file() and (place / "features.json").is_file():
       return _not_empty(TfdsSource(place, split=split), place)
   looked = ", ".join(str(p.relative_to(root)) if p != root else "." for p in places)
-  raise DataError(f"data set {root}: no *.tar or *.array_record for {subset}/{split} in {looked}")
+  raise NoSuchSplit(f"data set {root}: no *.tar or *.array_record for {subset}/{split} in {looked}")
 
 
 def _not_empty(source: Source, place: Path) -> Source:

@@ -306,13 +306,18 @@ def _write_cache(place: Path, index: TarIndex, stamp: tuple[int, int]) -> None:
 def _read_cache(place: Path, stamp: tuple[int, int]) -> TarIndex | None:
   """The cached index, or None where there is none, it is of another shard, or it is damaged."""
   try:
+    with zipfile.ZipFile(place) as archive:  # nothing in it may grow when it is read
+      if any(i.compress_type != zipfile.ZIP_STORED for i in archive.infolist()):
+        return None
     with np.load(place, allow_pickle=False) as file:
       if int(file["format"]) != FORMAT or tuple(file["stamp"].tolist()) != stamp:
         return None
       keys, suffixes = _unpack(file["keys"]), _unpack(file["suffixes"])
       starts, members = file["starts"], file["members"]
       digest, problems = _unpack(file["digest"])[0], _unpack(file["problems"])
-  except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile):
+  except (OSError, ValueError, KeyError, IndexError, EOFError, TypeError):
+    return None
+  except (RuntimeError, MemoryError, zipfile.BadZipFile):  # zipfile: flags of encryption, sizes
     return None
   if starts.dtype != np.int64 or starts.shape != (len(keys) + 1,):
     return None

@@ -87,7 +87,7 @@ def export_stablehlo(
   """
   directory = Path(directory)
   if directory.exists() and any(directory.iterdir()):
-    if not (directory / runner.MANIFEST).is_file():
+    if not _is_export(directory):
       raise ConfigError(f"{directory}: not empty and not an export; give another --out")
   tokenizer = config["inputs"]["tokenizer"]
   if tokenizer != "byte":
@@ -158,6 +158,14 @@ def export_stablehlo(
   finally:
     shutil.rmtree(staging, ignore_errors=True)
   return manifest
+
+
+def _is_export(directory: Path) -> bool:
+  """Whether an older export lies there; checkpoints and others have a manifest.json, too."""
+  try:
+    return json.loads((directory / runner.MANIFEST).read_text())["format"] == runner.FORMAT
+  except (OSError, ValueError, KeyError, TypeError):
+    return False
 
 
 def _export(

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import re
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -99,7 +100,7 @@ class Checkpoints:
       (self._directory / "00000000.deleted").mkdir(exist_ok=True)  # swept at once
       for path in self._directory.iterdir():
         if LEFTOVER.fullmatch(path.name):
-          shutil.rmtree(path)
+          _sweep(path)
 
     try:
       together.on_first_process(prepare)
@@ -378,6 +379,17 @@ class Checkpoints:
       return it.read_data(self._path(step) / "data")
     except (OSError, ValueError, RecursionError) as error:
       raise mf.Damaged(f"{self._path(step)}: data cannot be read: {error}") from error
+
+
+def _sweep(path: Path) -> None:
+  """Removes what a failed save left; its writers may still be at work for a moment."""
+  for patience in range(50):
+    try:
+      return shutil.rmtree(path)
+    except OSError:
+      if patience == 49:
+        raise
+      time.sleep(0.1)
 
 
 def _record(directory: Path, item: str, arrays: it.Arrays) -> list[mf.ArrayRecord]:

@@ -1,5 +1,6 @@
 """The data of a run, as the loop sees them: `vidgen.inputs` on one data set."""
 
+import dataclasses
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,8 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from vidgen.errors import DataError
 from vidgen.inputs.pipeline import InputConfig, adopt_state, describe_data, make_dataset
+from vidgen.inputs.sources import NoSuchSplit
 from vidgen.inputs.text import make_tokenizer
 
 HostBatch = Mapping[str, np.ndarray]
@@ -60,7 +61,10 @@ class ShardData:
     return self._description
 
   def held_out(self, batches: int) -> list[HostBatch]:
-    """The first batches of the held-out split, at most so many; none if there is no such split."""
+    """The first batches of the held-out split, which may wrap; none if there is no such split.
+
+    In the order of the shards, cut in the middle, every caption kept: nothing is drawn.
+    """
     return self._read(
       batches, self._batch_size, process=jax.process_index(), of=jax.process_count()
     )
@@ -71,9 +75,18 @@ class ShardData:
     return found[0] if found else None
 
   def _read(self, batches: int, batch_size: int, *, process: int, of: int) -> list[HostBatch]:
+    still = dataclasses.replace(
+      self._config,
+      caption_dropout=0.0,
+      shuffle=False,
+      flip=0.0,
+      temporal_crop="center",
+      spatial_crop="center",
+      workers=0,
+    )
     try:
       dataset = make_dataset(
-        self._config,
+        still,
         self._directory,
         batch_size=batch_size,
         seed=self._seed,
@@ -82,7 +95,7 @@ class ShardData:
         process_index=process,
         process_count=of,
       )
-    except DataError as error:
+    except NoSuchSplit as error:
       if jax.process_index() == 0:
         print(f"warning: nothing is held out: {error}", file=sys.stderr)
       return []

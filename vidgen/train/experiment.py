@@ -156,7 +156,8 @@ def from_plain(tree: Mapping[str, Any]) -> Experiment:
   return dataclasses.replace(experiment, stage=stage)
 
 
-# What a resumed run may change without being told to: nothing that moves a parameter.
+# What a resumed run may change without being told to: nothing that moves a parameter, but for
+# `train.steps`, by which a run is extended: a decaying learning rate then follows the new length.
 FREE = (
   "name",
   "sample",
@@ -173,6 +174,10 @@ FREE = (
   "train.max_bad_steps",
   "train.peak_flops",
   "train.unsharded_tolerance",
+  "inputs.bad_count",
+  "inputs.bad_fraction",
+  "inputs.threads",
+  "inputs.prefetch",
 )
 
 

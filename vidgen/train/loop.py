@@ -52,7 +52,7 @@ class Data(Protocol):
     ...
 
   def held_out(self, batches: int) -> list[HostBatch]:
-    """The first batches of the held-out split, at most so many; none if there is no such split."""
+    """The first so many batches of the held-out split; none if there is no such split."""
     ...
 
   def examples(self, count: int) -> HostBatch | None:

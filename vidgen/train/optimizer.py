@@ -77,10 +77,12 @@ def make_optimizer(
     ConfigError: a pattern of `groups`, `frozen` or `vectors` finds no parameter, or all are frozen.
   """
   names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+  usual = OptimizerConfig().vectors  # these name what a model may have; one's own must find some
   for key in ("frozen", "groups", "vectors"):
     for pattern in getattr(config, key):
-      # the default of `vectors` names what a model may have; a pattern of one's own must find some
-      if key != "vectors" and not any(re.search(pattern, name) for name in names):
+      if key == "vectors" and pattern in usual:
+        continue
+      if not any(re.search(pattern, name) for name in names):
         raise ConfigError(f"config.train.optimizer.{key}: {pattern!r} finds no parameter")
   if all(_matches(name, config.frozen) for name in names):
     raise ConfigError("config.train.optimizer.frozen: nothing is left to train")
