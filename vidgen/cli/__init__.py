@@ -50,11 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args.overrides = rest
     if rest and not getattr(args, "takes_overrides", False):
       raise ConfigError(f"unknown argument {rest[0]!r}; see vidgen {args.verb} --help")
-    for name, value in vars(args).items():
-      if name != "overrides" and "://" in str(value):
-        raise ConfigError(
-          f"--{name} {value}: URLs are not paths; mount the bucket and name it there"
-        )
+    bucket = next((a for a in arguments if "://" in a), None)
+    if bucket:
+      raise ConfigError(f"{bucket}: URLs are not paths; mount the bucket and name that folder")
     return importlib.import_module(f"vidgen.cli.{args.verb}").run(args) or 0
   except VidgenError as error:
     if args.debug:
