@@ -44,7 +44,8 @@ lint: $(STAMP)
 	$(BIN)/basedpyright
 
 bench: $(STAMP)
-	$(BIN)/vidgen bench
+	$(BIN)/vidgen data build data/shapes_world.py:single --out runs/bench/data --count 1024
+	$(BIN)/vidgen bench --data runs/bench/data --json runs/bench/bench.json
 
 clean:
 	rm -rf .venv build *.egg-info
