@@ -4,6 +4,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -116,42 +117,70 @@ def test_what_a_dead_process_was_at_is_known():
 
 
 PARENT = """
-import os, sys, multiprocessing
+import sys
 from vidgen.inputs.pipeline import Bucket, InputConfig, make_dataset
 if __name__ == "__main__":
   bucket = Bucket(name="image", subset="image", frames=1, height=16, width=16)
   config = InputConfig(buckets=(bucket,), workers=2, bad_fraction=1.0)
   iterator = iter(make_dataset(config, sys.argv[1], batch_size=4, seed=0))
-  next(iterator)
-  print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+  for _ in range(8):
+    next(iterator)
+  print("read", flush=True)
   sys.stdin.read()
 """
 
 
-def test_workers_do_not_outlive_a_killed_parent_nor_die_of_its_signals(data, tmp_path):
+@pytest.fixture
+def parent(data, tmp_path):
   script = tmp_path / "parent.py"
   script.write_text(PARENT)
   environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-  parent = subprocess.Popen(
+  process = subprocess.Popen(
     [sys.executable, str(script), str(data)],
     stdin=subprocess.PIPE,
     stdout=subprocess.PIPE,
     text=True,
     env=environment,
   )
-  workers = [int(pid) for pid in parent.stdout.readline().split()]
-  assert len(workers) == 2
-  for worker in workers:
-    os.kill(worker, signal.SIGTERM)
-    os.kill(worker, signal.SIGINT)
-  time.sleep(0.3)
-  assert all(runs(worker) for worker in workers)
+  yield process
+  process.kill()
+  process.wait()
+
+
+def test_workers_do_not_die_of_their_parents_signals_from_their_first_moment(parent):
+  """Signalled again and again from before Python runs in them until batches have come of both."""
+  signalled = set()
+  while not select.select([parent.stdout], [], [], 0.005)[0]:
+    for worker in workers_of(parent.pid):
+      signalled.add(worker)
+      os.kill(worker, signal.SIGTERM)
+      os.kill(worker, signal.SIGINT)
+  assert parent.stdout.readline() == "read\n"
+  assert len(signalled) == 2 and signalled == set(workers_of(parent.pid))
+
+
+def test_workers_do_not_outlive_a_killed_parent(parent):
+  assert parent.stdout.readline() == "read\n"
+  workers = workers_of(parent.pid)
+  assert len(workers) == 2 and all(runs(worker) for worker in workers)
   parent.kill()
   parent.wait()
   end = time.monotonic() + 10
   while any(runs(worker) for worker in workers):
     assert time.monotonic() < end, "workers run on without a parent"
     time.sleep(0.1)
+
+
+def workers_of(parent: int) -> list[int]:
+  """Children that run multiprocessing's entry; not its resource tracker."""
+  found = []
+  for thread in Path(f"/proc/{parent}/task").iterdir():
+    try:
+      children = (thread / "children").read_text().split()
+      found += [c for c in children if "spawn_main" in Path(f"/proc/{c}/cmdline").read_text()]
+    except FileNotFoundError:  # that thread or child is gone
+      continue
+  return sorted(map(int, found))
 
 
 def runs(pid: int) -> bool:

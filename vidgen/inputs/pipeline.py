@@ -24,7 +24,7 @@ from vidgen.inputs.order import shuffled
 from vidgen.inputs.quarantine import Budget, Quarantine
 from vidgen.inputs.sources import open_source
 from vidgen.inputs.text import make_tokenizer
-from vidgen.inputs.workers import InWork, start_worker
+from vidgen.inputs.workers import InWork, start_worker, starting_workers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,6 +269,7 @@ class BatchIterator(grain.DatasetIterator):
     self._quarantine = quarantine
     self._in_work = in_work
     self._position = 0
+    self._unstarted = 0  # worker processes that may not have been started
     self._inner: grain.DatasetIterator | None = None
 
   def __next__(self) -> dict[str, np.ndarray]:
@@ -276,8 +277,14 @@ class BatchIterator(grain.DatasetIterator):
       raise StopIteration
     if self._inner is None:
       self._inner = self._start()
+      self._unstarted = self._config.workers
     try:
-      batch = next(self._inner)
+      if self._unstarted:  # Grain starts one worker a batch, perhaps from a thread of its own
+        self._unstarted -= 1
+        with starting_workers():
+          batch = next(self._inner)
+      else:
+        batch = next(self._inner)
     except RuntimeError as error:
       raise self._name_the_dead(error) from error
     self._quarantine.check()

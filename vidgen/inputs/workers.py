@@ -1,15 +1,34 @@
 """What worker processes do beside decoding: outlive no parent, and say what they were at."""
 
+import contextlib
 import json
 import os
 import signal
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 WATCH_SECONDS = 1.0
 _LENGTH = 1024  # bytes of one note
+_PARENTS = (signal.SIGINT, signal.SIGTERM)  # sent to a whole process group, meant for the parent
+
+
+@contextlib.contextmanager
+def starting_workers() -> Iterator[None]:
+  """Processes started within, from this thread or threads that it starts, hold back signals.
+
+  A worker takes seconds to reach `start_worker`; a signal to the process group must not end it
+  before, or the parent would find it dead while it saves.
+  """
+  resource_tracker.ensure_running()  # which, where it starts only later, lets the signals through
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENTS)
+  try:
+    yield
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def start_worker(index: int, count: int) -> None:
@@ -19,8 +38,9 @@ def start_worker(index: int, count: int) -> None:
   when told, or when its parent is gone.
   """
   del index, count
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
-  signal.signal(signal.SIGTERM, signal.SIG_IGN)
+  for number in _PARENTS:
+    signal.signal(number, signal.SIG_IGN)
+  signal.pthread_sigmask(signal.SIG_UNBLOCK, _PARENTS)  # what `starting_workers` held back is gone
   threading.Thread(target=_watch, args=(os.getppid(),), name="parent-watch", daemon=True).start()
 
 
