@@ -18,6 +18,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "configs/movie_gen/t2v_256.py:tiny"
+# Huge pages, and memory that a step frees is kept for the next one, not given back to the system.
+MALLOC = (
+  "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:"
+  "glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=268435456"
+)
 MARK = ".made-by-demo"  # only a folder that holds this file is ever deleted
 
 
@@ -27,7 +32,7 @@ def environment() -> dict[str, str]:
     "JAX_PLATFORMS": "cpu",
     "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    "GLIBC_TUNABLES": MALLOC,
     **os.environ,
   }
 

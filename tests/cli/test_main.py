@@ -36,6 +36,7 @@ def test_help_imports_nothing_heavy():
     (errors.CheckpointError, 4),
     (errors.NonFiniteError, 5),
     (errors.Preempted, 143),
+    (OSError, 1),
   ],
 )
 def test_typed_errors_become_one_line_and_their_exit_code(error, code, monkeypatch, capsys):
@@ -47,6 +48,15 @@ def test_typed_errors_become_one_line_and_their_exit_code(error, code, monkeypat
   assert capsys.readouterr().err == "vidgen inspect: shard 00003, key 42: truncated\n"
   assert cli.main(["inspect", "--workdir", "x", "--debug"]) == code
   assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_interrupt_is_one_line_and_130(monkeypatch, capsys):
+  def run(args):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(importlib.import_module("vidgen.cli.inspect"), "run", run)
+  assert cli.main(["inspect", "--workdir", "x"]) == 130
+  assert capsys.readouterr().err == "vidgen inspect: interrupted\n"
 
 
 def test_unknown_arguments_and_verbs_end_with_2(capsys):

@@ -82,7 +82,7 @@ written, write = [], generation.write_whole
 def write_or_die(path, content):
   written.append(path)
   if len(written) == 37:  # within the latents of the second batch of eight
-    path.with_name(f"{path.name}.tmp").write_bytes(content[: len(content) // 2])
+    path.with_name(f".{path.name}.1.partial").write_bytes(content[: len(content) // 2])
     os.kill(os.getpid(), signal.SIGKILL)
   write(path, content)
 

@@ -24,10 +24,9 @@ from shards import (
 
 from vidgen.config import build, plain
 from vidgen.errors import CheckpointError, ConfigError, DataError
+from vidgen.inputs.config import Bucket, InputConfig
 from vidgen.inputs.loader import Plan
 from vidgen.inputs.pipeline import (
-  Bucket,
-  InputConfig,
   adopt_state,
   describe_data,
   make_dataset,

@@ -9,7 +9,8 @@ import pytest
 
 from vidgen.inputs.build import build_dataset, load_recipe
 from vidgen.inputs.check import check_dataset
-from vidgen.inputs.pipeline import Bucket, InputConfig, make_dataset
+from vidgen.inputs.config import Bucket, InputConfig
+from vidgen.inputs.pipeline import make_dataset
 from vidgen.inputs.text import ByteTokenizer
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,7 +17,8 @@ import pytest
 from shards import image_set, jpeg, video_set, write_tar
 
 from vidgen.errors import DataError
-from vidgen.inputs.pipeline import Bucket, InputConfig, make_dataset
+from vidgen.inputs.config import Bucket, InputConfig
+from vidgen.inputs.pipeline import make_dataset
 from vidgen.inputs.workers import InWork
 
 VIDEO = Bucket(name="video", frames=4, height=16, width=16, fps=4.0)
@@ -118,7 +119,8 @@ def test_what_a_dead_process_was_at_is_known():
 
 PARENT = """
 import sys
-from vidgen.inputs.pipeline import Bucket, InputConfig, make_dataset
+from vidgen.inputs.config import Bucket, InputConfig
+from vidgen.inputs.pipeline import make_dataset
 if __name__ == "__main__":
   bucket = Bucket(name="image", subset="image", frames=1, height=16, width=16)
   config = InputConfig(buckets=(bucket,), workers=2, bad_fraction=1.0)

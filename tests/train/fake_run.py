@@ -7,7 +7,7 @@ from fake_stage import FakeConfig, FakeStage
 
 from vidgen.dist.mesh import MeshConfig
 from vidgen.errors import CheckpointError
-from vidgen.inputs.pipeline import Bucket, InputConfig
+from vidgen.inputs.config import Bucket, InputConfig
 from vidgen.train.experiment import Experiment, OptimizerConfig, StageConfig, TrainConfig
 from vidgen.train.loop import train
 

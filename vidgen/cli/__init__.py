@@ -24,8 +24,10 @@ VERBS = {
   "bench": "time the train step and the input pipeline",
 }
 
-EXIT_CODES = """exit codes: 0 done; 2 bad usage or config; 3 bad data;
-4 bad or mismatched checkpoint; 5 non-finite training; 143 preempted and saved"""
+EXIT_CODES = """exit codes: 0 done; 1 any other failure, nothing saved for it;
+2 bad usage or config; 3 bad data; 4 bad or mismatched checkpoint; 5 non-finite training;
+130 interrupted (Ctrl-C); 143 preempted and saved"""
+INTERRUPTED = 130  # as a shell says it of SIGINT
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,3 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
       traceback.print_exc()
     print(f"vidgen {args.verb}: {error}", file=sys.stderr)
     return error.exit_code
+  except OSError as error:  # a full disk, a file that may not be read: it says which
+    if args.debug:
+      traceback.print_exc()
+    print(f"vidgen {args.verb}: {error}", file=sys.stderr)
+    return VidgenError.exit_code
+  except KeyboardInterrupt:
+    print(f"vidgen {args.verb}: interrupted", file=sys.stderr)
+    return INTERRUPTED

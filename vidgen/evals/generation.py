@@ -20,7 +20,7 @@ import numpy as np
 
 from vidgen import config as cfg
 from vidgen.errors import ConfigError, NonFiniteError
-from vidgen.evals.samples import FILE, SampleOrigin, SampleRecord, write_records, write_whole
+from vidgen.evals.samples import FILE, SampleOrigin, SampleRecord, write_records
 from vidgen.inputs.prompts import Prompt
 from vidgen.inputs.text import Tokenizer, tokenize
 from vidgen.media.gif import encode_gif
@@ -28,6 +28,7 @@ from vidgen.media.sheet import contact_sheet
 from vidgen.media.video import encode_mp4, to_uint8
 from vidgen.systems import Stage
 from vidgen.systems.sampling import Sampler, input_spec
+from vidgen.whole_file import remove_leftovers, write_whole
 
 ON_SHEET = 32  # samples
 CRF = 12  # H.264 quality of a sample: few pixels, to be looked at and to be scored
@@ -80,6 +81,8 @@ def generate(
   directory = Path(directory)
   (directory / "latents").mkdir(parents=True, exist_ok=True)
   (directory / FILE).unlink(missing_ok=True)  # complete again when this run is
+  for folder in (directory, directory / "latents"):
+    remove_leftovers(folder)
   inputs = text_inputs(stage, [p.text for p in prompts], tokenizer=tokenizer, fps=fps)
   length = inputs["text"].shape[1]
   cut = [len(tokenizer.encode(p.text)) > length - 1 for p in prompts]

@@ -8,7 +8,6 @@ import collections
 import dataclasses
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from vidgen.errors import ConfigError, DataError
 from vidgen.inputs.decode import Limits, decode_video
 from vidgen.inputs.quarantine import BadSample
 from vidgen.systems import SampleSettings
+from vidgen.whole_file import write_whole
 
 FILE = "samples.jsonl"
 QUANTISATION = "uint8 RGB decoded from the MP4 file"
@@ -193,16 +193,6 @@ def write_records(directory: Path, records: Sequence[SampleRecord]) -> None:
   """Writes `samples.jsonl`, so that it is either absent or whole."""
   lines = "".join(f"{cfg.canonical_json(record)}\n" for record in records)
   write_whole(directory / FILE, lines.encode())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-  """Writes a file under another name, then renames it: `path` never holds a part of `content`."""
-  temporary = path.with_name(f"{path.name}.tmp")
-  with open(temporary, "wb") as file:
-    file.write(content)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, path)
 
 
 def file_sha256(path: Path) -> str:

@@ -26,13 +26,12 @@ from vidgen.errors import ConfigError, DataError
 from vidgen.inputs.writers import (
   FORMATS,
   Record,
-  remove_leftovers,
   sample_key,
   shard_path,
   stats_path,
   write_shard,
-  write_whole,
 )
+from vidgen.whole_file import remove_leftovers, write_whole
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "held_out")

@@ -3,21 +3,19 @@
 import threading
 import zlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from vidgen.errors import DataError
 from vidgen.inputs import transforms
+from vidgen.inputs.config import Bucket, InputConfig
 from vidgen.inputs.decode import IMAGE, VIDEO, Clip, Span, decode_image, decode_video
 from vidgen.inputs.order import random_bits, uniforms
 from vidgen.inputs.quarantine import BadSample, Quarantine
 from vidgen.inputs.sources import Sample, Source
 from vidgen.inputs.text import encode_padded, make_tokenizer, token_mask
 from vidgen.inputs.workers import InWork
-
-if TYPE_CHECKING:
-  from vidgen.inputs.pipeline import Bucket, InputConfig
 
 REDRAWS = 64  # bad samples in a row after which no further replacement is drawn
 
@@ -59,7 +57,7 @@ class Loader:
 
   def __init__(
     self,
-    config: "InputConfig",
+    config: InputConfig,
     *,
     sources: Mapping[str, Source],
     quarantine: Quarantine,
@@ -137,7 +135,7 @@ class Loader:
     return crops
 
   def _draw(
-    self, bucket: "Bucket", *, seed: int, position: int, index: int, crop: list[float]
+    self, bucket: Bucket, *, seed: int, position: int, index: int, crop: list[float]
   ) -> tuple[np.ndarray, np.ndarray]:
     """Frames, uint8 [t, h, w, 3], and tokens, int32 [l], of the sample at `position`.
 
@@ -160,7 +158,7 @@ class Loader:
         self._quarantine.record(bad)
     raise DataError(f"{REDRAWS} bad samples in a row; the last: {bad}")
 
-  def _cut(self, example: Example, bucket: "Bucket", crop: list[float]) -> np.ndarray:
+  def _cut(self, example: Example, bucket: Bucket, crop: list[float]) -> np.ndarray:
     if example.clip is None:
       assert example.frames is not None
       return example.frames
@@ -170,7 +168,7 @@ class Loader:
       example.clip, span=_span(bucket, time), size=size, row=row, column=column
     )
 
-  def _example(self, bucket: "Bucket", index: int, *, time: float) -> Example:
+  def _example(self, bucket: Bucket, index: int, *, time: float) -> Example:
     known = self._cache.get((bucket.name, index))
     if isinstance(known, BadSample):
       raise known.fresh()
@@ -206,7 +204,7 @@ class Loader:
           self._cache[name] = value
           self._cached += size
 
-  def _decode(self, sample: Sample, bucket: "Bucket", *, time: float) -> Clip:
+  def _decode(self, sample: Sample, bucket: Bucket, *, time: float) -> Clip:
     """The clip at the bucket's size: the whole with a cache, else the part that `time` asks for."""
     cover, limits = (bucket.height, bucket.width), self._config.limits
     span = None if self._config.cache_bytes else _span(bucket, time)
@@ -233,5 +231,5 @@ class Loader:
     return encode_padded(self._tokenizer, caption, length=self._config.text_length)
 
 
-def _span(bucket: "Bucket", time: float) -> Span:
+def _span(bucket: Bucket, time: float) -> Span:
   return Span(fps=bucket.fps, frames=bucket.frames, draw=time)

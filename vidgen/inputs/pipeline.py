@@ -10,7 +10,7 @@ import dataclasses
 import os
 import tempfile
 import uuid
-from typing import Any, Literal
+from typing import Any
 
 import grain
 import numpy as np
@@ -18,78 +18,12 @@ from absl import flags
 
 from vidgen.config import differences, digest, plain
 from vidgen.errors import CheckpointError, ConfigError, DataError
-from vidgen.inputs.decode import Limits
+from vidgen.inputs.config import InputConfig
 from vidgen.inputs.loader import Loader, Plan, bucket_seed
 from vidgen.inputs.order import shuffled
 from vidgen.inputs.quarantine import Budget, Quarantine
 from vidgen.inputs.sources import open_source
-from vidgen.inputs.text import make_tokenizer
 from vidgen.inputs.workers import InWork, start_worker, starting_workers
-
-
-@dataclasses.dataclass(frozen=True)
-class Bucket:
-  """One batch shape: `frames` frames of `height` x `width` at `fps`, from `subset` of the data.
-
-  `weight` is its share of the batches, relative to the other buckets. Images have one frame.
-  """
-
-  name: str = "video"
-  subset: str = "video"
-  frames: int = 16
-  height: int = 64
-  width: int = 64
-  fps: float = 8.0
-  weight: float = 1.0
-
-  def __post_init__(self):
-    if min(self.frames, self.height, self.width) < 1:
-      raise ValueError(f"bucket {self.name!r}: frames, height and width must be at least 1")
-    if self.fps <= 0 or self.weight <= 0:
-      raise ValueError(f"bucket {self.name!r}: fps and weight must be positive")
-
-
-@dataclasses.dataclass(frozen=True)
-class InputConfig:
-  """How samples become batches.
-
-  `temporal_crop` and `spatial_crop` say where a longer or larger sample is cut; `flip` is the
-  probability of mirroring, off because captions say left and right. Each of `workers` processes
-  (0: this one) decodes with `threads` threads and keeps `cache_bytes` of decoded samples; with a
-  cache whole clips are decoded, without one only what is needed. More than `bad_count` bad samples
-  or `bad_fraction` of the data set stop the run.
-  """
-
-  buckets: tuple[Bucket, ...] = (Bucket(),)
-  text_length: int = 128
-  tokenizer: str = "byte"
-  caption_dropout: float = 0.1
-  temporal_crop: Literal["random", "center", "start"] = "random"
-  spatial_crop: Literal["random", "center"] = "center"
-  flip: float = 0.0
-  shuffle: bool = True
-  workers: int = 0
-  threads: int = 2
-  prefetch: int = 4
-  cache_bytes: int = 0
-  limits: Limits = dataclasses.field(default_factory=Limits)
-  bad_count: int = 1000
-  bad_fraction: float = 0.05
-
-  def __post_init__(self):
-    names = [bucket.name for bucket in self.buckets]
-    if not names or len(set(names)) != len(names):
-      raise ValueError(f"buckets must be at least one, with names of their own, got {names}")
-    if self.text_length < 1:
-      raise ValueError("text_length must be at least 1")
-    for name in ("caption_dropout", "flip", "bad_fraction"):
-      if not 0 <= getattr(self, name) <= 1:
-        raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-    for name in ("workers", "threads", "prefetch", "cache_bytes", "bad_count"):
-      if getattr(self, name) < 0:
-        raise ValueError(f"{name} must not be negative")
-    make_tokenizer(self.tokenizer)
-
 
 ENDLESS = 2**40  # local batches of a repeated order; more than any run takes
 

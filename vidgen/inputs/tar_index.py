@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import os
 import re
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from vidgen.errors import DataError
+from vidgen.whole_file import whole_file
 
 FORMAT = 1
 BLOCK = 512
@@ -282,25 +282,18 @@ def _cache_places(path: Path) -> list[Path]:
 
 def _write_cache(place: Path, index: TarIndex, stamp: tuple[int, int]) -> None:
   place.parent.mkdir(parents=True, exist_ok=True)
-  handle, temporary = tempfile.mkstemp(dir=place.parent, prefix=".index-", suffix=".npz")
-  try:
-    with os.fdopen(handle, "wb") as file:
-      np.savez(
-        file,
-        format=np.int64(FORMAT),
-        stamp=np.asarray(stamp, np.int64),
-        keys=_pack(index.keys),
-        suffixes=_pack(index.suffixes),
-        members=np.stack([index.suffix, index.offset, index.size]),
-        starts=index.starts,
-        digest=_pack([index.digest]),
-        problems=_pack(index.problems),
-      )
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, place)
-  except BaseException:
-    os.unlink(temporary)
-    raise
+  with whole_file(place) as temporary, open(temporary, "wb") as file:
+    np.savez(
+      file,
+      format=np.int64(FORMAT),
+      stamp=np.asarray(stamp, np.int64),
+      keys=_pack(index.keys),
+      suffixes=_pack(index.suffixes),
+      members=np.stack([index.suffix, index.offset, index.size]),
+      starts=index.starts,
+      digest=_pack([index.digest]),
+      problems=_pack(index.problems),
+    )
 
 
 def _read_cache(place: Path, stamp: tuple[int, int]) -> TarIndex | None:

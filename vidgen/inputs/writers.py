@@ -18,12 +18,10 @@ import hashlib
 import io
 import json
 import math
-import os
 import re
 import tarfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +29,9 @@ import msgpack
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vidgen.whole_file import whole_file, write_whole
+
 KEY = re.compile(r"[A-Za-z0-9_-]+")  # no dot, no slash: everything up to the first dot is the key
-LEFTOVER = ".partial"  # ends the name of a file that is not whole yet
 FORMATS = {"tar": ".tar", "array_record": ".array_record"}
 FAILURES = ("failed_to_download", "failed_to_resize", "failed_to_subsample")  # the last of videos
 
@@ -98,11 +97,11 @@ def write_shard(
   folder.mkdir(parents=True, exist_ok=True)
   path = shard_path(folder, shard, storage=storage)
   rows: list[dict[str, Any]] = []
-  with _whole(path) as temporary:
+  with whole_file(path) as temporary:
     successes = _keep_rows(records, rows)
     (_write_tar if storage == "tar" else _write_array_record)(temporary, successes)
     digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
-  with _whole(path.with_suffix(".parquet")) as temporary:
+  with whole_file(path.with_suffix(".parquet")) as temporary:
     pq.write_table(_table(rows), temporary)
   statuses = [row["status"] for row in rows]
   late = "failed_to_subsample" if "video_metadata" in rows[0] else "failed_to_resize"
@@ -133,31 +132,6 @@ def shard_path(folder: str | Path, shard: int, *, storage: str) -> Path:
 def stats_path(shard: Path) -> Path:
   """Where the stats of a shard lie."""
   return shard.with_name(f"{shard.stem}_stats.json")
-
-
-def write_whole(path: Path, data: bytes) -> None:
-  """Writes a file that appears whole or not at all."""
-  with _whole(path) as temporary:
-    temporary.write_bytes(data)
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-  """A path to write to, which takes the name `path` once it is on the disk."""
-  temporary = path.with_name(f".{path.name}.{os.getpid()}{LEFTOVER}")
-  try:
-    yield temporary
-    with open(temporary, "rb") as file:
-      os.fsync(file.fileno())
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
-
-
-def remove_leftovers(folder: Path) -> None:
-  """Removes what a killed writer has left in a folder."""
-  for path in folder.glob(f".*{LEFTOVER}"):
-    path.unlink()
 
 
 def _keep_rows(records: Iterable[Record], rows: list[dict[str, Any]]) -> Iterator[Record]:

@@ -20,11 +20,12 @@ import safetensors.numpy
 
 from vidgen import config as cfg
 from vidgen.errors import CheckpointError, ConfigError
-from vidgen.evals.samples import file_sha256, write_whole
+from vidgen.evals.samples import file_sha256
 from vidgen.interop.parameters import Origin, check_finite, matched, named
 from vidgen.systems import make_stage
 from vidgen.train.experiment import from_plain
 from vidgen.train.manifest import array_sha256
+from vidgen.whole_file import write_whole
 
 WEIGHTS = "weights.safetensors"
 CONFIG = "config.json"

@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from vidgen.inputs.pipeline import InputConfig, adopt_state, describe_data, make_dataset
+from vidgen.inputs.config import InputConfig
+from vidgen.inputs.pipeline import adopt_state, describe_data, make_dataset
 from vidgen.inputs.sources import NoSuchSplit
 from vidgen.inputs.text import make_tokenizer
 

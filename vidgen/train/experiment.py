@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from vidgen.config import build, plain
 from vidgen.dist.mesh import MeshConfig
 from vidgen.dist.rules import DEFAULT_RULES
-from vidgen.inputs.pipeline import InputConfig
+from vidgen.inputs.config import InputConfig
 from vidgen.systems import SampleSettings, stage_config
 
 

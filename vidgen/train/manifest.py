@@ -23,6 +23,7 @@ import numpy as np
 
 from vidgen import config as cfg
 from vidgen.errors import CheckpointError, ConfigError
+from vidgen.whole_file import write_whole
 
 FILE = "manifest.json"
 FORMAT = 1
@@ -151,12 +152,7 @@ def write(directory: Path, manifest: Manifest) -> None:
   """Writes `manifest.json` so that it is either absent or whole, also after a power cut."""
   body = cfg.canonical_json(manifest)
   text = json.dumps({"manifest": json.loads(body), "sha256": _sha256(body)}, indent=1)
-  temporary = directory / f"{FILE}.tmp"
-  with open(temporary, "w") as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, directory / FILE)
+  write_whole(directory / FILE, text.encode())
   sync(directory)
 
 

@@ -14,14 +14,14 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from vidgen.errors import Preempted
+from vidgen.errors import VidgenError
 
 
 class Preemption:
   """Context manager, for the main thread, after `jax.distributed.initialize` if that is used.
 
-  A second SIGTERM ends the process at once, with the same exit code. A save that it interrupts
-  leaves no checkpoint, and the ones before it untouched.
+  A second SIGTERM ends the process at once, with exit code 1: nothing was saved for it. A save that
+  it interrupts leaves no checkpoint, and the ones before it untouched.
   """
 
   def __init__(self):
@@ -43,7 +43,7 @@ class Preemption:
     if self._asked:
       for child in multiprocessing.active_children():
         child.kill()
-      os._exit(Preempted.exit_code)
+      os._exit(VidgenError.exit_code)
     self._asked = True
     # written past Python's buffers, which the interrupted code may be holding
     os.write(sys.stderr.fileno(), b"SIGTERM: saving at the end of this step; again: exit at once\n")

@@ -18,6 +18,7 @@ import jax
 
 from vidgen.config import canonical_json
 from vidgen.errors import ConfigError
+from vidgen.whole_file import write_whole
 
 TOUCH = 30.0  # seconds between signs of life
 STALE = 300.0
@@ -60,6 +61,8 @@ class RunDirectory:
     except OSError as error:
       holder = _holder(handle)
       os.close(handle)
+      if not isinstance(error, BlockingIOError):
+        raise ConfigError(f"workdir {self.path}: cannot be locked: {error}") from error
       raise ConfigError(f"workdir {self.path}: another run trains there ({holder})") from error
     age = now - os.fstat(handle).st_mtime
     holder = _holder(handle)
@@ -95,9 +98,7 @@ class RunDirectory:
     """Writes `tree` as canonical JSON to the file `name`, whole or not at all."""
     if not self.writes:
       return
-    new = self.path / f".{name}.new"
-    new.write_text(canonical_json(tree) + "\n")
-    os.replace(new, self.path / name)
+    write_whole(self.path / name, (canonical_json(tree) + "\n").encode())
 
 
 def _holder(handle: int) -> dict[str, Any] | None:
