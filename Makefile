@@ -45,7 +45,7 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/vidgen data build data/shapes_world.py:single --out runs/bench/data --count 1024
-	$(BIN)/vidgen bench --data runs/bench/data --json runs/bench/bench.json
+	$(BIN)/vidgen bench --data runs/bench/data --warmup 20 --json runs/bench/bench.json
 
 clean:
 	rm -rf .venv build *.egg-info

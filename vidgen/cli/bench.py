@@ -3,9 +3,13 @@
 Both run the same program on batches of one shape, in turns, so that a machine whose speed drifts
 treats them alike; medians over all turns are printed. In the loop everything is on: logs, events,
 the guards, and reading and decoding of the data, or made-up batches where no data are given.
+
+The first `--warmup` steps of every turn in the loop are a figure of their own: they decode what
+later steps take from the cache, and on a CPU the decoding and the step share the cores.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import tempfile
@@ -29,6 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument("--data", metavar="DIR", help="the data set; without, batches are made up")
   parser.add_argument("--steps", type=int, default=60, help="steps of each kind (default: 60)")
+  parser.add_argument(
+    "--warmup", type=int, default=3,
+    help="steps before those: an epoch, to time cached data (default: 3)",
+  )  # fmt: skip
   parser.add_argument("--json", metavar="FILE", help="write the figures there")
 
 
@@ -40,12 +48,15 @@ def run(args: argparse.Namespace) -> None:
 
   if args.steps < 5 * TURNS:
     raise ConfigError(f"--steps must be at least {5 * TURNS}")
+  if args.warmup < 1:
+    raise ConfigError("--warmup must be at least 1")
   quiet = {"train.eval_every": 0, "train.save_every": 0, "train.sheet_every": 0}
   config = load_config(args.config, {**quiet, **parse_overrides(args.overrides)})
-  figures = measure(resolve(config), data=args.data, steps=args.steps)
+  figures = measure(resolve(config), data=args.data, steps=args.steps, warmup=args.warmup)
   ratio, wait = figures["loop_over_bare"], figures["data_wait"]
   print(f"bare step      {figures['bare_seconds'] * 1e3:9.2f} ms")
   print(f"step in loop   {figures['loop_seconds'] * 1e3:9.2f} ms")
+  print(f"  in warm-up   {figures['warmup_seconds'] * 1e3:9.2f} ms  ({args.warmup} steps a turn)")
   print(f"loop over bare {ratio:9.4f}     {_verdict(ratio, LOOP_OVER_BARE)}")
   print(f"data wait      {wait:9.2%}     {_verdict(wait, DATA_WAIT)}")
   print(f"data alone     {figures['data_batches_per_second']:9.1f} batches/s")
@@ -60,7 +71,7 @@ def _verdict(value: float, limit: float) -> str:
   return f"(at most {limit:g}: {'yes' if value <= limit else 'NO'})"
 
 
-def measure(experiment: Any, *, data: str | None, steps: int) -> dict[str, Any]:
+def measure(experiment: Any, *, data: str | None, steps: int, warmup: int) -> dict[str, Any]:
   """The figures `vidgen bench` prints; times in seconds, `data` None for made-up batches."""
   import dataclasses
 
@@ -75,7 +86,7 @@ def measure(experiment: Any, *, data: str | None, steps: int) -> dict[str, Any]:
 
   each = steps // TURNS
   experiment = dataclasses.replace(
-    experiment, train=dataclasses.replace(experiment.train, steps=each + 3)
+    experiment, train=dataclasses.replace(experiment.train, steps=warmup + each + 1)
   )
   stage = make_stage(experiment.stage.name, experiment.stage.fields)
   mesh = make_mesh(experiment.mesh)
@@ -87,13 +98,14 @@ def measure(experiment: Any, *, data: str | None, steps: int) -> dict[str, Any]:
       source.close()
       bucket, batch = programs.put(batch)
       step = programs.train(bucket)
-    bare, loop, waits = [], [], []
+    bare, loop, cold, waits = [], [], [], []
     for turn in range(TURNS):
       bare += _bare(step, programs.init(), batch, count=each)
       timed: Any = Timed(_open(experiment, data, programs, scratch))
       train(experiment, stage=stage, data=timed, workdir=Path(scratch) / str(turn))
-      loop += timed.intervals(skip=3)
-      waits += timed.waits[3:]
+      intervals = timed.intervals()
+      cold, loop = cold + intervals[:warmup], loop + intervals[warmup:]
+      waits += timed.waits[warmup + 1 :]
   bare_seconds, loop_seconds = statistics.median(bare), statistics.median(loop)
   flops = 3 * stage.flops(programs.specs[bucket]) / loop_seconds
   figures = {
@@ -105,6 +117,8 @@ def measure(experiment: Any, *, data: str | None, steps: int) -> dict[str, Any]:
     "data": data or "made up",
     "bare_seconds": bare_seconds,
     "loop_seconds": loop_seconds,
+    "warmup_steps": warmup,
+    "warmup_seconds": statistics.median(cold),
     "loop_over_bare": loop_seconds / bare_seconds,
     "data_wait": sum(waits) / sum(loop),
     "data_batches_per_second": rate,
@@ -170,10 +184,9 @@ class Timed:
     self.waits.append(time.monotonic() - begin)
     return batch
 
-  def intervals(self, *, skip: int) -> list[float]:
-    """Seconds from one batch to the next, without the first `skip`."""
-    asked = self._asked[skip:]
-    return [after - before for before, after in zip(asked[:-1], asked[1:], strict=True)]
+  def intervals(self) -> list[float]:
+    """Seconds from one batch to the next."""
+    return [after - before for before, after in itertools.pairwise(self._asked)]
 
 
 class MadeUp:
