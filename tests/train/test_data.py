@@ -1,6 +1,7 @@
 """The loop on real shards: workers change nothing, and what changes the data is refused."""
 
 import dataclasses
+import shutil
 import sys
 from pathlib import Path
 
@@ -83,9 +84,21 @@ def test_another_worker_count_or_data_set_is_refused_unless_told(shards, tmp_pat
   assert int(run_on(small(steps=4, workers=2), shards, tmp_path, allowed=("inputs",)).step) == 4
   other = video_set(tmp_path / "other", shards=1, per_shard=9, frames=4, size=(8, 8))
   one = small(steps=5, workers=2)
-  with pytest.raises(CheckpointError, match=r"data\.video"):
+  with pytest.raises(CheckpointError, match=r"data\.train\.video"):
     run_on(one, other, tmp_path)
   assert int(run_on(one, other, tmp_path, allowed=("data",)).step) == 5
+
+
+def test_other_held_out_clips_are_refused_unless_told(shards, tmp_path):
+  """The curve of the held-out loss is one curve."""
+  mine = tmp_path / "data"
+  shutil.copytree(shards, mine)
+  run_on(small(steps=3), mine, tmp_path / "run")
+  video_set(mine, shards=1, per_shard=5, frames=4, size=(8, 8), split="held_out")
+  one = small(steps=4)
+  with pytest.raises(CheckpointError, match=r"data\.held_out\.video"):
+    run_on(one, mine, tmp_path / "run")
+  assert int(run_on(one, mine, tmp_path / "run", allowed=("data",)).step) == 4
 
 
 def test_after_a_change_of_batch_size_as_many_examples_are_behind(shards, tmp_path):

@@ -1,5 +1,6 @@
 """The data of a run, as the loop sees them: `vidgen.inputs` on one data set."""
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Mapping
@@ -25,7 +26,9 @@ class ShardData:
   ):
     self._config, self._directory, self._seed = config, directory, seed
     self._batch_size = batch_size
-    self._description = describe_data(config, directory)
+    self._description = {"train": describe_data(config, directory), "held_out": None}
+    with contextlib.suppress(NoSuchSplit):  # said when it is asked for
+      self._description["held_out"] = describe_data(config, directory, split="held_out")
     self._quarantine = str(Path(workdir) / "quarantine.jsonl")
     self._iterator: Any = iter(
       make_dataset(
@@ -58,7 +61,7 @@ class ShardData:
     self._iterator.set_state(state)
 
   def describe(self) -> dict[str, Any]:
-    """The shards of the data set: sizes, counts, digests."""
+    """The shards of both splits: sizes, counts, digests."""
     return self._description
 
   def held_out(self, batches: int) -> list[HostBatch]:
