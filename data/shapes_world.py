@@ -22,7 +22,7 @@ def get_recipe(arg: str = "") -> ConfigDict:
   recipe.source = "procedural: vidgen.shapes_world"
   recipe.licence = "CC0-1.0"
   recipe.filters = "none"
-  recipe.generator = "shapes_world"
+  recipe.generator = "shapes_world"  # or "module:Class", a dataclass of your own beside this file
   world = dict(height=64, width=64, frames=16, fps=8.0, two_objects=0.25)
   # Training samples of each subset, as a multiple of --count.
   recipe.subsets = dict(video=1.0, image=0.5, audio=0.125, edit=0.125, identity=0.125)

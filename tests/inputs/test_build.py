@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vidgen import cli
+from vidgen import config as cfg
 from vidgen.errors import ConfigError, DataError
 from vidgen.inputs import build as build_module
 from vidgen.inputs.build import MARK, build_dataset, load_recipe, verify_shards
@@ -227,3 +229,134 @@ def test_array_record_holds_the_same_samples(built, tmp_path):
       assert {k: v for k, v in first.items() if k != "__shard__"} == {
         k: v for k, v in second.items() if k != "__shard__"
       }
+
+
+GENERATOR = """
+import dataclasses
+
+from vidgen.inputs.writers import Record
+
+
+@dataclasses.dataclass(frozen=True)
+class Greetings:
+  word: str = "hello"
+
+  @property
+  def subsets(self):
+    return ("text",)
+
+  def record(self, subset, *, seed, split, index, key):
+    return Record(key, {"jpg": b"no picture"}, f"{self.word} {split} {seed} {index}", {}, {})
+
+  def prompts(self, *, seed, count):
+    return [{"key": str(i), "prompt": self.word, "attributes": {}} for i in range(count)]
+
+
+class NoDataclass:
+  pass
+
+
+@dataclasses.dataclass
+class NoGenerator:
+  word: str = ""
+"""
+
+
+def own_recipe(folder, generator, *, module=GENERATOR):
+  """A recipe with its own generator, in a module beside it; its path."""
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / f"{generator.partition(':')[0]}.py").write_text(module)
+  path = folder / "recipe.py"
+  path.write_text(
+    f"""
+from ml_collections import ConfigDict
+
+def get_recipe(arg=""):
+  return ConfigDict(dict(
+    name="greetings", licence="CC0-1.0", source="none", filters="none", count=6, prompts=2,
+    shard_size=4, generator={generator!r}, subsets=dict(text=1.0), fields=dict(word="hi"),
+  ))
+"""
+  )
+  return path
+
+
+@pytest.fixture
+def own_modules(monkeypatch):
+  """What is imported or let in during the test is forgotten after it."""
+  monkeypatch.setattr(sys, "path", list(sys.path))
+  monkeypatch.setattr(build_module, "_brought", set())
+  before = set(sys.modules)
+  yield
+  for name in set(sys.modules) - before:
+    if name.startswith("own_"):
+      del sys.modules[name]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_recipe_brings_its_own_generator(tmp_path, own_modules, workers):
+  """From a module beside it, in worker processes too."""
+  recipe = own_recipe(tmp_path / "recipes", "own_greetings:Greetings")
+  out = tmp_path / "data"
+  command = ["data", "build", str(recipe), "--out", str(out), "--seed", "3", "--workers", workers]
+  assert cli.main(command) == 0
+  source = open_source(out, subset="text")
+  assert [s["txt"] for s in source] == [b"hi train 3 %d" % i for i in range(6)]
+  assert [p.text for p in read_prompts(out / "prompts" / "held_out.jsonl")] == ["hi", "hi"]
+  stored = json.loads((out / "dataset.json").read_text())
+  assert stored["recipe"]["generator"] == "own_greetings:Greetings"
+  assert cli.main(command) == 0  # finds it there
+
+
+def test_a_generator_in_the_recipe_file_itself(tmp_path, own_modules):
+  recipe = own_recipe(tmp_path, "own_recipe:Greetings", module="")
+  (tmp_path / "own_recipe.py").write_text(GENERATOR + recipe.read_text())
+  result = build_dataset(load_recipe(str(tmp_path / "own_recipe.py")), tmp_path / "data", workers=1)
+  assert result["counts"]["text"]["train"] == 6
+
+
+@pytest.mark.parametrize(
+  ("generator", "message"),
+  [
+    ("own_bad:Missing", "own_bad:Missing: AttributeError"),
+    ("own_bad:NoDataclass", "not a dataclass"),
+    ("own_bad:NoGenerator", "needs subsets, record and prompts"),
+    ("own_bad:", "AttributeError"),
+    ("json:JSONEncoder", "json.py is hidden by"),
+  ],
+)
+def test_a_generator_that_is_none_is_refused(tmp_path, own_modules, generator, message):
+  with pytest.raises(ConfigError, match=message):
+    load_recipe(str(own_recipe(tmp_path, generator)))
+
+
+def test_a_module_that_fails_when_it_is_imported_is_a_config_error(tmp_path, own_modules):
+  recipe = own_recipe(tmp_path, "own_failing:Greetings", module="1 / 0")
+  with pytest.raises(ConfigError, match="own_failing:Greetings: ZeroDivisionError"):
+    load_recipe(str(recipe))
+
+
+def test_the_fields_of_an_own_generator_are_checked(tmp_path, own_modules):
+  module = GENERATOR.replace("word: str", "phrase: str").replace("self.word", "self.phrase")
+  with pytest.raises(ConfigError, match=r"recipe.fields.word: unknown key; known are phrase"):
+    load_recipe(str(own_recipe(tmp_path, "own_fields:Greetings", module=module)))
+
+
+@pytest.mark.parametrize("name", ["dataset.json", MARK])
+def test_a_plan_stored_in_the_output_folder_imports_nothing(tmp_path, own_modules, name):
+  """Neither going on with a build, nor reading or checking, nor a recipe made of what is stored."""
+  out = tmp_path / "data"
+  evil = own_recipe(out, "own_payload:Greetings", module=f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+  evil.unlink()
+  sys.path.insert(0, str(out))  # as if the user had started Python there
+  stored = {**dataclasses.asdict(small()), "generator": "own_payload:Greetings"}
+  plan = {"digest": "0", "shards": [], "recipe": stored, "generator": "own_payload:Greetings"}
+  (out / name).write_text(json.dumps(plan))
+  command = ["data", "build", f"{RECIPE}:single", "--out", str(out), "--count", "2"]
+  assert cli.main([*command, "--workers", "1"]) == (2 if name == "dataset.json" else 0)
+  assert cli.main(["data", "check", str(out)]) in (0, 3)
+  with pytest.raises(
+    ConfigError, match="generator 'own_payload:Greetings': known are shapes_world"
+  ):
+    cfg.build(build_module.Recipe, stored)
+  assert not (tmp_path / "ran").exists() and "own_payload" not in sys.modules

@@ -5,10 +5,11 @@ import os
 
 import numpy as np
 import pytest
-from shards import clip_members, image_set, mp4, record_set, video_set, write_tar
+from shards import clip_members, image_set, jpeg, mp4, record_set, video_set, write_tar
 
 from vidgen.errors import DataError
 from vidgen.inputs.check import check_dataset
+from vidgen.inputs.writers import Record, write_shard
 
 
 def test_a_sound_set_is_counted(tmp_path):
@@ -73,6 +74,59 @@ def test_lost_samples_are_listed_once(tmp_path):
   keys = [entry["key"] for entry in bad if entry["key"]]
   assert len(keys) == len(set(keys)) >= 1
   assert [entry for entry in bad if not entry["key"]]  # and the cut itself
+
+
+def written(folder, files):
+  """A shard of `write_shard` with one sample of these files; its path."""
+  record = Record("000000", files, "a caption", {}, {})
+  write_shard(folder, [record], shard=0)
+  return folder / "00000.tar"
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "mp4"])
+def test_a_flipped_bit_that_still_decodes_is_found_in_its_shard(tmp_path, suffix):
+  rng = np.random.default_rng(0)
+  noise = [rng.integers(0, 255, (64, 64, 3), np.uint8) for _ in range(4)]
+  payload = jpeg(noise[0]) if suffix == "jpg" else mp4(noise)
+  folder = tmp_path / "video" / "train"
+  shard = written(folder, {suffix: payload})
+  written(tmp_path / "video" / "held_out", {suffix: payload})
+  assert check_dataset(tmp_path, processes=1)["bad"] == []
+  data = bytearray(shard.read_bytes())
+  at = data.index(payload) + (payload.index(b"mdat") if suffix == "mp4" else 0) + 1500
+  flipped = None
+  for i in range(at, at + 200):  # one whose damage no decoder sees
+    flipped = bytes(data[:i]) + bytes([data[i] ^ 1]) + bytes(data[i + 1 :])
+    shard.write_bytes(flipped)
+    stats = (folder / "00000_stats.json").read_text()
+    (folder / "00000_stats.json").unlink()
+    silent = not check_dataset(tmp_path, processes=1)["bad"]
+    (folder / "00000_stats.json").write_text(stats)
+    if silent:
+      break
+  else:
+    pytest.fail("every flip was seen by the decoder")
+  report = check_dataset(tmp_path, processes=1)
+  assert report["bad"] == [
+    {
+      "shard": "video/train/00000.tar",
+      "key": "",
+      "reason": "its sha256 differs from the one in 00000_stats.json",
+    }
+  ]
+  assert report["subsets"]["video/train"]["bad"] == 1
+  (tmp_path / "dataset.json").write_text('{"shards": [{"path": "video/train/00000.tar"}]}')
+  assert check_dataset(tmp_path, processes=1)["bad"] == []  # `verify_shards` is to find it
+
+
+def test_a_digest_that_cannot_be_read_is_a_problem_and_one_that_is_missing_is_none(tmp_path):
+  shard = written(tmp_path, {"jpg": jpeg(np.zeros((32, 32, 3), np.uint8))})
+  stats = shard.with_name("00000_stats.json")
+  stats.write_text('{"count": 1, "successes": 1}')  # as img2dataset leaves it
+  assert check_dataset(tmp_path, processes=1)["bad"] == []
+  stats.write_text("{")
+  (bad,) = check_dataset(tmp_path, processes=1)["bad"]
+  assert bad["shard"] == "00000.tar" and "00000_stats.json is not readable" in bad["reason"]
 
 
 def test_nothing_to_check_is_an_error(tmp_path):

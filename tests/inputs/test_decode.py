@@ -15,6 +15,7 @@ from vidgen.inputs.decode import (
   Clip,
   Limits,
   Span,
+  TooShort,
   decode_audio,
   decode_image,
   decode_video,
@@ -95,8 +96,23 @@ def test_the_start_moves_over_the_slack_and_no_further():
 
 def test_a_clip_too_short_for_the_span_is_bad():
   data = mp4([frame(100)] * 4, fps=8)
-  with pytest.raises(BadSample, match="0.500 s is too short for 8 frames at 4 fps"):
+  with pytest.raises(TooShort, match="0.500 s is too short for 8 frames at 4 fps") as caught:
     decode_video(data, span=Span(4.0, 8, 0.0))
+  assert isinstance(caught.value, BadSample) and caught.value.duration == 0.5
+
+
+def test_what_fits_is_what_can_be_decoded():
+  """The last frame asked for must be on screen; one frame can be had of anything."""
+  data = mp4([frame(9)] * 4, fps=8)
+  for frames in range(1, 8):
+    span = Span(8.0, frames, 0.0)
+    assert span.fits(0.5) == (frames <= 4)
+    if span.fits(0.5):
+      assert len(decode_video(data, span=span).frames) == frames
+    else:
+      with pytest.raises(TooShort):
+        decode_video(data, span=span)
+  assert Span(8.0, 1, 0.0).fits(0.0)
 
 
 def test_scaling_is_area_averaging():

@@ -33,6 +33,7 @@ from vidgen.inputs.pipeline import (
   state_differences,
 )
 from vidgen.inputs.quarantine import BadSample
+from vidgen.inputs.storage import ShardFiles
 from vidgen.inputs.text import ByteTokenizer
 
 VIDEO = Bucket(name="video", frames=4, height=16, width=16, fps=4.0)
@@ -457,6 +458,121 @@ def test_nothing_but_bad_samples_ends_with_an_error(tmp_path):
   config = dataclasses.replace(ONE, buckets=(IMAGE,))
   with pytest.raises(DataError, match="in a row; the last: shard image/train/0.tar, key 'a'"):
     take(make_dataset(config, str(tmp_path), batch_size=1, seed=0), 1)
+
+
+LONG = Bucket(name="long", frames=16, height=16, width=16, fps=8.0)  # more than 1.875 s
+BRIEF = Bucket(name="brief", frames=4, height=16, width=16, fps=8.0)  # more than 0.375 s
+LENGTHS = dataclasses.replace(ONE, buckets=(LONG, BRIEF), bad_count=0)
+
+
+def lengths(root, *frames):
+  """A tar of clips at 8 fps with so many frames; clip i has the caption "clip i"."""
+  members = []
+  for i, count in enumerate(frames):
+    members += clip_members(f"{i:05d}", i, frames=count)
+  write_tar(root / "video" / "train" / "00000.tar", members)
+  return str(root)
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 22, 12_000], ids=["plain", "cached", "full"])
+def test_a_clip_too_short_for_one_bucket_only_is_no_bad_sample(tmp_path, cache_bytes):
+  """The long bucket takes others in its place, the brief one takes it; no budget is charged."""
+  directory = lengths(tmp_path / "data", 8, 24, 8, 8, 24, 8)
+  config = dataclasses.replace(LENGTHS, cache_bytes=cache_bytes)
+  path = tmp_path / "quarantine.jsonl"
+  dataset = make_dataset(config, directory, batch_size=6, seed=0, quarantine_path=str(path))
+  taken = take(dataset, 6)
+  names = {t: set(captions(b for b in taken if b["video"].shape[1] == t)) for t in (16, 4)}
+  assert names == {16: {"clip 1", "clip 4"}, 4: {f"clip {i}" for i in range(6)}}
+  assert not path.exists() and dataset.quarantine.count() == 0
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 22], ids=["plain", "cached"])
+def test_a_clip_too_short_for_every_bucket_of_its_subset_is_bad(tmp_path, cache_bytes):
+  directory = lengths(tmp_path / "data", 8, 24, 3, 24)
+  still = dataclasses.replace(LONG, name="image", subset="image", frames=1)  # of another subset
+  image_set(tmp_path / "data", count=4)
+  config = dataclasses.replace(
+    LENGTHS, buckets=(LONG, BRIEF, still), bad_count=1, cache_bytes=cache_bytes
+  )
+  path = tmp_path / "quarantine.jsonl"
+  take(make_dataset(config, directory, batch_size=4, seed=0, quarantine_path=str(path)), 9)
+  lines = [json.loads(line) for line in path.read_text().splitlines()]
+  assert [(line["shard"], line["key"]) for line in lines] == [("video/train/00000.tar", "00002")]
+  assert "0.375 s is too short" in lines[0]["reason"]
+
+
+def test_images_among_clips_are_for_the_buckets_of_one_frame(tmp_path):
+  write_tar(
+    tmp_path / "video" / "train" / "00000.tar",
+    [*clip_members("00000", 0), ("00001.jpg", jpeg(frame(9))), ("00001.txt", b"image 1")],
+  )
+  still = dataclasses.replace(BRIEF, name="still", frames=1)
+  config = dataclasses.replace(LENGTHS, buckets=(BRIEF, still))
+  taken = take(make_dataset(config, str(tmp_path), batch_size=4, seed=0), 4)
+  names = {t: set(captions(b for b in taken if b["video"].shape[1] == t)) for t in (4, 1)}
+  assert names == {4: {"clip 0"}, 1: {"clip 0", "image 1"}}
+
+
+def test_what_comes_in_place_of_a_short_clip_is_the_same_on_any_path_to_it(tmp_path):
+  directory = lengths(tmp_path, 8, 24, 8, 24, 8, 8)
+  dataset = make_dataset(LENGTHS, directory, batch_size=4, seed=3)
+  whole = take(dataset, 8)
+  resumed = iter(dataset)
+  resumed.set_state({**resumed.get_state(), "position": 5})
+  same([next(resumed) for _ in range(3)], whole[5:])
+  for change in ({"threads": 4, "prefetch": 8}, {"cache_bytes": 1 << 22}):
+    config = dataclasses.replace(LENGTHS, **change)
+    same(take(make_dataset(config, directory, batch_size=4, seed=3), 8), whole)
+
+
+def test_a_rare_long_bucket_draws_as_often_as_it_must(tmp_path, monkeypatch):
+  """Short clips do not count as bad ones in a row, but have a bound of their own."""
+  monkeypatch.setattr("vidgen.inputs.loader.REDRAWS", 1)
+  directory = lengths(tmp_path / "rare", *[8] * 9, 24)
+  config = dataclasses.replace(LENGTHS, cache_bytes=1 << 22)
+  taken = take(make_dataset(config, directory, batch_size=20, seed=0), 2)
+  assert {frozenset(captions([b])) for b in taken if b["video"].shape[1] == 16} == {
+    frozenset({"clip 9"})
+  }
+  monkeypatch.setattr("vidgen.inputs.loader.SHORT_REDRAWS", 20)
+  directory = lengths(tmp_path / "none", 8, 8)
+  with pytest.raises(DataError, match="bucket 'long': 20 samples in a row are too short") as caught:
+    take(make_dataset(config, directory, batch_size=2, seed=0), 2)
+  assert not isinstance(caught.value, BadSample)
+
+
+def test_a_passing_error_of_the_storage_changes_no_batch(data, tmp_path, monkeypatch):
+  whole = take(make_dataset(ONE, str(data), batch_size=4, seed=0), 3)
+  monkeypatch.setattr("vidgen.inputs.storage.DELAYS", (0.0,) * 4)
+  read, calls = ShardFiles.read, []
+
+  def failing(self, *args):
+    calls.append(args)
+    if len(calls) % 3:  # two of three fail
+      raise OSError(5, "Input/output error")
+    return read(self, *args)
+
+  monkeypatch.setattr(ShardFiles, "read", failing)
+  config = dataclasses.replace(ONE, threads=0, prefetch=0)
+  path = tmp_path / "quarantine.jsonl"
+  dataset = make_dataset(config, str(data), batch_size=4, seed=0, quarantine_path=str(path))
+  same(take(dataset, 3), whole)
+  assert not path.exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_lasting_trouble_with_the_storage_stops_the_run_and_is_no_bad_sample(tmp_path, workers):
+  """A shard that goes away: the run ends, for any number of bad samples that are borne."""
+  directory = image_set(tmp_path / "data")
+  config = dataclasses.replace(ONE, buckets=(IMAGE,), workers=workers)
+  path = tmp_path / "quarantine.jsonl"
+  dataset = make_dataset(config, str(directory), batch_size=2, seed=0, quarantine_path=str(path))
+  (directory / "image" / "train" / "00000.tar").unlink()
+  with pytest.raises(DataError, match=r"shard .*image/train/00000.tar.*: reading failed") as caught:
+    take(dataset, 1)
+  assert not isinstance(caught.value, BadSample)
+  assert not path.exists()
 
 
 def test_a_set_smaller_than_a_batch(data):

@@ -7,6 +7,7 @@ import pickle
 import pytest
 
 from vidgen.errors import DataError
+from vidgen.inputs.decode import TooShort
 from vidgen.inputs.quarantine import BadSample, Budget, Quarantine
 
 
@@ -91,3 +92,10 @@ def test_a_bad_sample_travels_between_processes_whole():
   copy = pickle.loads(pickle.dumps(bad(1)))  # noqa: S301  (our own bytes: what a worker sends)
   assert (copy.shard, copy.key, copy.reason) == ("a.tar", "k1", "reason 1")
   assert str(copy) == "shard a.tar, key 'k1': reason 1"
+
+
+@pytest.mark.parametrize("again", [lambda b: pickle.loads(pickle.dumps(b)), lambda b: b.fresh()])  # noqa: S301  (likewise)
+def test_a_copy_of_a_clip_that_is_too_short_knows_what_it_lasts(again):
+  copy = again(TooShort("0.5 s", duration=0.5, shard="a.tar", key="k1"))
+  assert type(copy) is TooShort and copy.duration == 0.5
+  assert (copy.shard, copy.key, str(copy)) == ("a.tar", "k1", "shard a.tar, key 'k1': 0.5 s")

@@ -228,9 +228,9 @@ def test_an_empty_tar_is_a_data_error(tmp_path):
     open_source(tmp_path, subset="video")
 
 
-def test_a_shard_that_goes_away_is_named(tmp_path):
-  image_set(tmp_path, count=2)
-  source = open_source(tmp_path, subset="image")
+def test_a_shard_that_goes_away_is_named_and_costs_no_sample(tmp_path):
+  source = open_source(image_set(tmp_path, count=2), subset="image")
   (tmp_path / "image" / "train" / "00000.tar").unlink()
-  with pytest.raises(BadSample, match="00000.tar, key '00001': reading failed"):
+  with pytest.raises(DataError, match="00000.tar, key '00001': reading failed") as caught:
     source[1]
+  assert not isinstance(caught.value, BadSample)

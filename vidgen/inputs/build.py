@@ -10,19 +10,23 @@ workers, and a build that was stopped goes on where it was: shards that are whol
 
 import dataclasses
 import fcntl
-import hashlib
 import importlib
+import importlib.util
 import json
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol, runtime_checkable
 
+from ml_collections import ConfigDict
+
 from vidgen import config as cfg
 from vidgen.errors import ConfigError, DataError
+from vidgen.inputs.storage import file_sha256
 from vidgen.inputs.writers import (
   FORMATS,
   Record,
@@ -36,13 +40,14 @@ from vidgen.whole_file import remove_leftovers, write_whole
 FORMAT_VERSION = 1
 SPLITS = ("train", "held_out")
 MARK = ".unfinished.json"  # in a folder that is being built; what is in it may be removed
-# generator -> (module, dataclass); the dataclass is built from a recipe's fields
-GENERATORS = {"shapes_world": ("vidgen.shapes_world.files", "ShapesWorldFiles")}
+# generator -> module:dataclass; the dataclass is built from a recipe's fields
+GENERATORS = {"shapes_world": "vidgen.shapes_world.files:ShapesWorldFiles"}
+_brought: set[str] = set()  # module:dataclass of recipe files; no stored recipe may name another
 
 
 @runtime_checkable  # so that the type checks of the tests can tell a generator
 class Generator(Protocol):
-  """What makes the samples of a dataset."""
+  """What makes the samples of a dataset: a dataclass of its settings."""
 
   @property
   def subsets(self) -> tuple[str, ...]:
@@ -62,9 +67,9 @@ class Generator(Protocol):
 class Recipe:
   """What a recipe file describes; its `get_recipe(arg)` returns these fields.
 
-  `generator` names an entry of GENERATORS and `fields` its settings. `subsets`: the number of
-  training samples of each, as a multiple of `count`; held-out ones are a sixteenth of that, and at
-  least 64.
+  `generator` names an entry of GENERATORS, or, in a recipe file that `load_recipe` reads, a
+  dataclass as `module:Class`; `fields` are its settings. `subsets`: the number of training samples
+  of each, as a multiple of `count`; held-out ones are a sixteenth of that, and at least 64.
   """
 
   name: str
@@ -81,8 +86,11 @@ class Recipe:
   def __post_init__(self):
     if self.count < 1 or self.prompts < 1 or self.shard_size < 2:
       raise ValueError("count and prompts must be positive, shard_size at least 2")
-    if self.generator not in GENERATORS:
-      raise ValueError(f"generator {self.generator!r}: known are {', '.join(GENERATORS)}")
+    if self.generator not in GENERATORS and self.generator not in _brought:
+      known = ", ".join(GENERATORS)
+      raise ValueError(
+        f"generator {self.generator!r}: known are {known}, and module:Class in a recipe file"
+      )
     known = make_generator(self).subsets
     if not self.subsets or not set(self.subsets) <= set(known):
       raise ValueError(f"subsets {', '.join(self.subsets)}: known are {', '.join(known)}")
@@ -116,19 +124,53 @@ class Task:
 
 
 def load_recipe(spec: str) -> Recipe:
-  """Reads `FILE.py` or `FILE.py:variant`.
+  """Reads `FILE.py` or `FILE.py:variant`; its generator's module may lie beside it.
+
+  This is the only way for code from outside to come in: a recipe that is kept with a data set is
+  compared, never loaded.
 
   Raises:
     ConfigError: no such file or variant, or a recipe with unknown keys or wrong values.
   """
-  return cfg.build(Recipe, cfg.load_config(spec, entry="get_recipe"), path="recipe")
+  tree: Any = cfg.load_config(spec, entry="get_recipe")
+  name = tree.get("generator") if isinstance(tree, Mapping | ConfigDict) else None
+  if isinstance(name, str) and ":" in name:
+    _bring(name, folder=Path(spec.partition(":")[0]).resolve().parent)
+  return cfg.build(Recipe, tree, path="recipe")
+
+
+def _bring(generator: str, *, folder: Path) -> None:
+  """Lets recipes name `generator`, also from a module in `folder`."""
+  if str(folder) not in sys.path:
+    sys.path.append(str(folder))  # last, so that it hides nothing; spawned workers get it too
+  module = generator.partition(":")[0]
+  beside = folder.joinpath(*module.split(".")).with_suffix(".py")
+  if beside.is_file():
+    spec = importlib.util.find_spec(module)
+    if not spec or not spec.origin or not beside.samefile(spec.origin):
+      other = spec and spec.origin
+      raise ConfigError(f"recipe.generator: {beside} is hidden by {other}; give it another name")
+  _brought.add(generator)
 
 
 def make_generator(recipe: Recipe) -> Generator:
-  """The generator that a recipe names, with its settings."""
-  module, name = GENERATORS[recipe.generator]
-  cls = getattr(importlib.import_module(module), name)
-  return cfg.build(cls, recipe.fields, path="recipe.fields")
+  """The generator that a recipe names, with its settings.
+
+  Raises:
+    ConfigError: it cannot be imported, is no dataclass or no `Generator`, or has no such settings.
+  """
+  module, _, name = GENERATORS.get(recipe.generator, recipe.generator).partition(":")
+  try:
+    cls = getattr(importlib.import_module(module), name)
+  except Exception as error:  # whatever the module does when it is imported
+    reason = f"{type(error).__name__}: {error}"
+    raise ConfigError(f"recipe.generator {recipe.generator}: {reason}") from error
+  if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+    raise ConfigError(f"recipe.generator {recipe.generator} is not a dataclass")
+  generator: Any = cfg.build(cls, recipe.fields, path="recipe.fields")
+  if not isinstance(generator, Generator):
+    raise ConfigError(f"recipe.generator {recipe.generator}: needs subsets, record and prompts")
+  return generator
 
 
 def build_dataset(
@@ -351,13 +393,8 @@ def verify_shards(directory: str | os.PathLike[str]) -> list[dict[str, str]]:
     path, reason = directory / name, None
     if not path.is_file():
       reason = "missing"
-    elif _sha256(path) != digest:
+    elif file_sha256(path) != digest:
       reason = "its sha256 differs from the one in dataset.json"
     if reason:
       found.append({"shard": shard["path"], "key": "", "reason": reason})
   return found
-
-
-def _sha256(path: Path) -> str:
-  with path.open("rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,12 +1,18 @@
-"""`check_dataset`: every shard indexed, every sample decoded in full, once."""
+"""`check_dataset`: every shard indexed, every sample decoded in full, once, every digest compared.
+
+Decoding does not find every flipped bit: most of a JPEG or MP4 decodes to something, whatever it
+holds. So a shard is also compared with the sha256 that `write_shard` states beside it. (The
+"sha256" in the metadata of img2dataset is of what was downloaded, not of what is stored.)
+"""
 
 import hashlib
 import json
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +27,10 @@ from vidgen.inputs.decode import (
   decode_video,
 )
 from vidgen.inputs.quarantine import BadSample
-from vidgen.inputs.sources import Sample, Source, open_source
+from vidgen.inputs.samples import Sample, Source
+from vidgen.inputs.sources import open_source
+from vidgen.inputs.storage import file_sha256, patiently
+from vidgen.inputs.writers import stats_path
 
 PREVIEW = (32, 32)  # frames are scaled to this while all of them are decoded: bounded memory
 CHUNK = 64  # samples a process takes at a time
@@ -42,7 +51,8 @@ def check_dataset(
   Returns a JSON dict: "subsets": {"video/train": {"samples", "bad", "frames", "seconds", "bytes",
   "shards": [...], "sha256"}}, "samples", "bad": [{"shard", "key", "reason"}]. The
   sha256 of a subset covers every member of every good sample, in order. `progress` is called with
-  (samples done, samples in all).
+  (samples done, samples in all). Shards that dataset.json lists are for `build.verify_shards` to
+  compare.
 
   Raises:
     DataError: there is no data set, or one of its shards cannot be opened at all.
@@ -59,6 +69,10 @@ def check_dataset(
     done += len(results)
     if progress is not None:
       progress(done, total)
+  listed = _listed(Path(directory) / "dataset.json")
+  for subset in found.values():
+    shards = [shard for shard in subset.source.shards if shard not in listed]
+    subset.bad += map(_entry, _wrong_digests(Path(directory), shards, threads=processes))
   return {
     "directory": str(directory),
     "samples": total,
@@ -81,6 +95,33 @@ def _sources(directory: Path) -> Iterator[tuple[str, Source]]:
       )
   if not found:
     yield "train", open_source(directory, subset="video", split="train")
+
+
+def _listed(path: Path) -> set[str]:
+  try:
+    return {shard["path"] for shard in json.loads(path.read_text())["shards"]}
+  except (OSError, ValueError, KeyError, TypeError):
+    return set()
+
+
+def _wrong_digests(directory: Path, shards: list[str], *, threads: int) -> list[BadSample]:
+  """The shards whose bytes have another sha256 than their `_stats.json` says, where it does."""
+  with ThreadPoolExecutor(threads) as pool:
+    return [bad for bad in pool.map(partial(_wrong_digest, directory), shards) if bad]
+
+
+def _wrong_digest(directory: Path, shard: str) -> BadSample | None:
+  path = directory / shard
+  stats = stats_path(path)
+  if not stats.is_file():
+    return None
+  try:
+    stated = json.loads(stats.read_text()).get("sha256")
+  except (ValueError, AttributeError, RecursionError) as error:
+    return BadSample(f"{stats.name} is not readable: {error}", shard=shard)
+  if stated is None or patiently(partial(file_sha256, path), shard=shard) == stated:
+    return None
+  return BadSample(f"its sha256 differs from the one in {stats.name}", shard=shard)
 
 
 class _Subset:

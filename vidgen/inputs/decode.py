@@ -62,6 +62,17 @@ class Clip:
   tick: float
 
 
+class TooShort(BadSample):
+  """A sound clip, or an image, that does not last as long as what is asked of it.
+
+  `duration` is what it lasts, in seconds; of an image 0.
+  """
+
+  def __init__(self, reason: str, *, duration: float, shard: str = "", key: str = ""):
+    super().__init__(reason, shard=shard, key=key)
+    self.duration = duration
+
+
 @dataclasses.dataclass(frozen=True)
 class Span:
   """What is sampled of a clip: `frames` at `fps`, from `draw` in [0, 1] of the slack in time."""
@@ -69,6 +80,16 @@ class Span:
   fps: float
   frames: int
   draw: float
+
+  def fits(self, duration: float) -> bool:
+    """Whether a clip of `duration` seconds is long enough."""
+    return self.frames == 1 or (self.frames - 1) / self.fps < duration
+
+  def check(self, duration: float) -> None:
+    """Raises TooShort where a clip of `duration` seconds is not long enough."""
+    if not self.fits(duration):
+      reason = f"{duration:.3f} s is too short for {self.frames} frames at {self.fps:g} fps"
+      raise TooShort(reason, duration=duration)
 
   def indices(self, times: np.ndarray, *, duration: float, tick: float) -> np.ndarray:
     """Which frames, shown from `times` [t] on, are on screen at the sampled times; int [frames].
@@ -78,12 +99,11 @@ class Span:
     later.
 
     Raises:
-      BadSample: the clip ends before the last of them.
+      TooShort: the clip ends before the last of them.
     """
     if self.frames == 1 and len(times) == 1:
       return np.zeros(1, np.int64)
-    if (self.frames - 1) / self.fps >= duration:
-      raise BadSample(f"{duration:.3f} s is too short for {self.frames} frames at {self.fps:g} fps")
+    self.check(duration)
     start = self.draw * max(0.0, duration - self.frames / self.fps)
     wanted = start + np.arange(self.frames) / self.fps + 0.5 * tick
     return np.maximum(np.searchsorted(times, wanted, side="right") - 1, 0)
@@ -109,7 +129,8 @@ def decode_video(
   the conversion to RGB.
 
   Raises:
-    BadSample: not a video, cut short, no frames, too short for the span, HDR, or above a limit.
+    BadSample: not a video, cut short, no frames, too short for the span (`TooShort`), HDR, or above
+      a limit.
   """
   limits = limits or Limits()
   _check_bytes(data, limits)

@@ -1,4 +1,8 @@
-"""One batch: read, decode, crop, tokenise, with a memory of what was decoded."""
+"""One batch: read, decode, crop, tokenise, with a memory of what was decoded.
+
+A clip that is too short for the bucket that drew it, but not for every bucket of its subset, is no
+bad sample: another is drawn. Choosing a bucket's clips by their length beforehand comes later.
+"""
 
 import threading
 import zlib
@@ -10,14 +14,16 @@ import numpy as np
 from vidgen.errors import DataError
 from vidgen.inputs import transforms
 from vidgen.inputs.config import Bucket, InputConfig
-from vidgen.inputs.decode import IMAGE, VIDEO, Clip, Span, decode_image, decode_video
+from vidgen.inputs.decode import IMAGE, VIDEO, Clip, Span, TooShort, decode_image, decode_video
 from vidgen.inputs.order import random_bits, uniforms
 from vidgen.inputs.quarantine import BadSample, Quarantine
-from vidgen.inputs.sources import Sample, Source
+from vidgen.inputs.samples import Sample, Source
 from vidgen.inputs.text import encode_padded, make_tokenizer, token_mask
 from vidgen.inputs.workers import InWork
 
 REDRAWS = 64  # bad samples in a row after which no further replacement is drawn
+SHORT_REDRAWS = 4096  # likewise, clips that are too short for the bucket
+NOTE_BYTES = 1024  # of memory to know of one sample that it cannot be used
 
 
 class Plan(NamedTuple):
@@ -90,7 +96,8 @@ class Loader:
     """The batch: video [b, t, h, w, 3], text and text_mask [b, l], fps [b].
 
     Raises:
-      DataError: `REDRAWS` bad samples in a row, or a failure that is not the sample's; both named.
+      DataError: `REDRAWS` bad samples in a row, `SHORT_REDRAWS` clips too short for the bucket, or
+        a failure that is not the sample's; all named.
     """
     bucket, config = self._buckets[plan.bucket], self._config
     size = len(plan.positions)
@@ -139,24 +146,37 @@ class Loader:
   ) -> tuple[np.ndarray, np.ndarray]:
     """Frames, uint8 [t, h, w, 3], and tokens, int32 [l], of the sample at `position`.
 
-    In place of a bad sample comes another, drawn by the position's own numbers, so that no other
-    position changes.
+    In place of a sample that is bad or too short comes another, drawn by the position's own
+    numbers, so that no other position changes.
     """
     source = self._sources[bucket.name]
-    bad: BadSample | None = None
-    for attempt in range(REDRAWS):
-      if attempt:
-        bits = random_bits(seed, np.asarray([position]), draws=transforms.DRAWS + attempt)
-        index = int(bits[0, -1] % np.uint64(len(source)))
+    bad = short = 0
+    while True:
       try:
         example = self._example(bucket, index, time=crop[0])
         return self._cut(example, bucket, crop), example.tokens
       except BadSample as error:
-        bad = error
-        if not bad.shard:
-          bad.shard, bad.key = source.name(index)
-        self._quarantine.record(bad)
-    raise DataError(f"{REDRAWS} bad samples in a row; the last: {bad}")
+        if isinstance(error, TooShort) and self._fits_another(bucket, error.duration):
+          short += 1
+        else:
+          bad += 1
+          self._quarantine.record(error)
+        if bad == REDRAWS:
+          raise DataError(f"{REDRAWS} bad samples in a row; the last: {error}") from error
+        if short == SHORT_REDRAWS:
+          raise DataError(
+            f"bucket {bucket.name!r}: {SHORT_REDRAWS} samples in a row are too short for it; give "
+            f"it fewer frames, or leave it out; the last: {error}"
+          ) from error
+      bits = random_bits(seed, np.asarray([position]), draws=transforms.DRAWS + bad + short)
+      index = int(bits[0, -1] % np.uint64(len(source)))
+
+  def _fits_another(self, bucket: Bucket, duration: float) -> bool:
+    return any(
+      _span(other, 0.0).fits(duration)
+      for other in self._config.buckets
+      if other.subset == bucket.subset
+    )
 
   def _cut(self, example: Example, bucket: Bucket, crop: list[float]) -> np.ndarray:
     if example.clip is None:
@@ -188,8 +208,10 @@ class Loader:
     except BadSample as error:
       if sample is not None:
         error.shard, error.key = sample["__shard__"], sample["__key__"]
-      self._keep((bucket.name, index), error.fresh(), size=0)
+      self._keep((bucket.name, index), error.fresh(), size=NOTE_BYTES)
       raise
+    except DataError:
+      raise  # the storage or the shard, which it names
     except Exception as error:
       shard, key = self._sources[bucket.name].name(index)
       raise DataError(f"shard {shard}, key {key!r}: {type(error).__name__}: {error}") from error
@@ -210,11 +232,14 @@ class Loader:
     span = None if self._config.cache_bytes else _span(bucket, time)
     for suffix in VIDEO:
       if suffix in sample:
-        return decode_video(sample[suffix], cover=cover, limits=limits, span=span)
+        clip = decode_video(sample[suffix], cover=cover, limits=limits, span=span)
+        _span(bucket, time).check(clip.duration)
+        return clip
     for suffix in IMAGE:
       if suffix in sample:
         if bucket.frames > 1:
-          raise BadSample(f"an image, where the bucket wants {bucket.frames} frames")
+          reason = f"an image, where the bucket wants {bucket.frames} frames"
+          raise TooShort(reason, duration=0.0)
         return decode_image(sample[suffix], cover=cover, limits=limits)
     found = ", ".join(sorted(k for k in sample if not k.startswith("__"))[:8]) or "nothing"
     raise BadSample(f"neither video nor image; the sample has {found[:80]}")

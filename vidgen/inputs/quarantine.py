@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from vidgen.errors import DataError
 
@@ -30,14 +31,16 @@ class BadSample(DataError):
 
   def fresh(self) -> "BadSample":
     """The same without a traceback, which would hold on to frames, and grow with each raise."""
-    return BadSample(self.reason, shard=self.shard, key=self.key)
+    return _rebuild(type(self), self.reason, self.__dict__)
 
-  def __reduce__(self):  # worker processes send it; the default drops the keywords
-    return _rebuild, (self.reason, self.shard, self.key)
+  def __reduce__(self):  # worker processes send it; the default knows no keywords
+    return _rebuild, (type(self), self.reason, self.__dict__)
 
 
-def _rebuild(reason: str, shard: str, key: str) -> BadSample:
-  return BadSample(reason, shard=shard, key=key)
+def _rebuild(kind: type[BadSample], reason: str, fields: dict[str, Any]) -> BadSample:
+  bad = kind.__new__(kind, reason)
+  bad.__dict__.update(fields)
+  return bad
 
 
 @dataclasses.dataclass(frozen=True)

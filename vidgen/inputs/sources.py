@@ -1,9 +1,4 @@
-"""Random access to samples, whatever they are stored in.
-
-A sample is a dict: "__shard__" and "__key__" (text), and suffix -> bytes. Every source is a Grain
-random access source: `len`, `[i]`, a `repr` that does not change between runs. It is small when it
-is sent to a worker process, which opens the files itself.
-"""
+"""Sources of samples in tar shards and ArrayRecord files, and which source a folder needs."""
 
 import hashlib
 import importlib
@@ -12,54 +7,19 @@ import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import msgpack
 import numpy as np
 
 from vidgen.errors import DataError
 from vidgen.inputs.quarantine import BadSample
+from vidgen.inputs.samples import NoSuchSplit, Sample, Source
+from vidgen.inputs.storage import ShardFiles, digest_ends, patiently, patiently_apart
 from vidgen.inputs.tar_index import TarIndex, load_index
-
-Sample = dict[str, Any]
-
-
-class NoSuchSplit(DataError):
-  """The data set has no such split; one that is there but bad is a DataError of another kind."""
-
-
-@runtime_checkable  # so that the type checks of the tests can tell a source
-class Source(Protocol):
-  """What a pipeline reads: Grain's random access source, and what is known of its shards."""
-
-  def __len__(self) -> int: ...
-
-  def __getitem__(self, index: int) -> Sample:
-    """The `index`-th sample.
-
-    Raises:
-      BadSample: it is lost or damaged; named by shard and key.
-    """
-    ...
-
-  def name(self, index: int) -> tuple[str, str]:
-    """Shard and key of a sample, as far as they are known without reading it."""
-    ...
-
-  @property
-  def shards(self) -> list[str]:
-    """The names that "__shard__" takes."""
-    ...
-
-  @property
-  def problems(self) -> list[BadSample]:
-    """What is known to be wrong without reading payloads: damaged shards and lost samples."""
-    ...
-
-  def describe(self) -> list[dict[str, Any]]:
-    """One dict a shard: "shard", "size" (bytes), "samples", "digest"."""
-    ...
+from vidgen.inputs.tfds_source import TfdsSource
 
 
 class TarSource:
@@ -76,13 +36,13 @@ class TarSource:
     with ThreadPoolExecutor(8) as pool:
       self._shards = dict(enumerate(pool.map(_load_shard, self._paths)))
     self._ends = np.cumsum([len(shard.keys) for shard in self._shards.values()])
-    self._files = _Files()
+    self._files = ShardFiles()
 
   def __getstate__(self):  # a worker process loads the index of a shard when it first reads there
     return {"_root": self._root, "_paths": self._paths, "_ends": self._ends}
 
   def __setstate__(self, state):
-    self.__dict__.update(state, _shards={}, _files=_Files())
+    self.__dict__.update(state, _shards={}, _files=ShardFiles())
 
   def _shard(self, shard: int) -> "_Shard":
     loaded = self._shards.get(shard)
@@ -115,14 +75,12 @@ class TarSource:
     if row < 0:
       raise BadSample("the shard has lost this sample", shard=name, key=key)
     sample: Sample = {"__shard__": name, "__key__": key}
-    try:
-      for suffix, (offset, size) in self._shard(shard).index.members(row).items():
-        data = self._files.read(self._paths[shard], offset, size)
-        if len(data) != size:
-          raise BadSample(f"{len(data)} of {size} bytes of .{suffix}", shard=name, key=key)
-        sample[suffix] = data
-    except OSError as error:
-      raise BadSample(f"reading failed: {error.strerror or error}", shard=name, key=key) from error
+    for suffix, (offset, size) in self._shard(shard).index.members(row).items():
+      read = partial(self._files.read, self._paths[shard], offset, size)
+      data = patiently(read, shard=name, key=key)
+      if len(data) != size:
+        raise BadSample(f"{len(data)} of {size} bytes of .{suffix}", shard=name, key=key)
+      sample[suffix] = data
     return sample
 
   @property
@@ -205,33 +163,6 @@ def _expected(path: Path) -> Sequence[str] | int | None:
   return None
 
 
-class _Files:
-  """Descriptors of shards, opened when first read; one set a process."""
-
-  LIMIT = 256
-
-  def __init__(self):
-    self._lock = threading.Lock()
-    self._open: dict[Path, int] = {}
-
-  def read(self, path: Path, offset: int, size: int) -> bytes:
-    with self._lock:  # held while reading only the table; pread itself needs no lock
-      handle = self._open.get(path)
-      if handle is None:
-        if len(self._open) >= self.LIMIT:
-          handle = os.open(path, os.O_RDONLY)
-          try:
-            return os.pread(handle, size, offset)
-          finally:
-            os.close(handle)
-        handle = self._open[path] = os.open(path, os.O_RDONLY)
-    return os.pread(handle, size, offset)
-
-  def __del__(self):
-    for handle in self._open.values():
-      os.close(handle)
-
-
 class ArrayRecordSource:
   """Samples out of ArrayRecord: msgpack maps with "__key__", suffix -> bytes, and "sha256"."""
 
@@ -242,11 +173,10 @@ class ArrayRecordSource:
     counts = []
     for path in self._paths:
       try:
-        reader = _record_reader(path)
-        counts.append(reader.num_records())
-        reader.close()
-      except Exception as error:  # the reader raises bare RuntimeError and ValueError
-        raise DataError(f"shard {path}: not readable as ArrayRecord: {error}") from error
+        count = partial(_count_records, path)
+        counts.append(patiently_apart(count, files=[path], shard=os.fspath(path)))
+      except BadSample as bad:
+        raise DataError(f"shard {path}: not readable as ArrayRecord: {bad.reason}") from bad
     self._ends = np.cumsum(counts)
 
   def __getstate__(self):
@@ -275,17 +205,19 @@ class ArrayRecordSource:
   def __getitem__(self, index: int) -> Sample:
     shard, row = self._locate(index)
     name = _relative(self._paths[shard], self._root)
-    try:
-      data = self._reader(shard).read([row])[0]
-    except Exception as error:  # the reader raises bare RuntimeError and ValueError
-      raise BadSample(f"reading failed: {error}", shard=name, key=f"#{row}") from error
+    read = partial(self._read, shard, row)
+    data = patiently_apart(read, files=[self._paths[shard]], shard=name, key=f"#{row}")
     return _unpack_record(data, shard=name, key=f"#{row}")
 
-  def _reader(self, shard: int):
+  def _read(self, shard: int, row: int) -> bytes:
     readers = self._local.__dict__.setdefault("readers", {})  # a reader is not for two threads
     if shard not in readers:
       readers[shard] = _record_reader(self._paths[shard])
-    return readers[shard]
+    try:
+      return readers[shard].read([row])[0]
+    except Exception:
+      del readers[shard]  # one that has failed may go on failing
+      raise
 
   @property
   def shards(self) -> list[str]:
@@ -313,7 +245,7 @@ class ArrayRecordSource:
         "shard": _relative(path, self._root),
         "size": path.stat().st_size,
         "samples": int(end - start),
-        "digest": _digest_ends(path),
+        "digest": digest_ends(path),
       }
       for path, start, end in zip(self._paths, starts, self._ends, strict=True)
     ]
@@ -322,6 +254,13 @@ class ArrayRecordSource:
 def _record_reader(path: Path) -> Any:
   module = importlib.import_module("array_record.python.array_record_module")
   return module.ArrayRecordReader(os.fspath(path))
+
+
+def _count_records(path: Path) -> int:
+  reader = _record_reader(path)
+  count = reader.num_records()
+  reader.close()  # raises what went wrong in opening, where the count is 0
+  return count
 
 
 def _unpack_record(data: bytes, *, shard: str, key: str) -> Sample:
@@ -343,98 +282,6 @@ def _unpack_record(data: bytes, *, shard: str, key: str) -> Sample:
       raise BadSample(f"the sha256 of .{suffix} differs from the record's", shard=shard, key=key)
     sample[suffix.lower()] = value
   return sample
-
-
-class TfdsSource:
-  """Samples of a prepared TFDS data set whose features are texts or bytes named by suffix.
-
-  A feature "__key__" or "key" names the sample; a feature such as "mp4" holds an encoded file.
-  Needs `file_format="array_record"`, with which TFDS reads without TensorFlow.
-  """
-
-  def __init__(self, directory: str | os.PathLike[str], *, split: str):
-    self._directory = Path(directory)
-    self._split = split
-    self._length = len(self._data)
-
-  @property
-  def _data(self):
-    data = self.__dict__.get("_opened")
-    if data is None:
-      import tensorflow_datasets as tfds
-
-      try:
-        builder: Any = tfds.builder_from_directory(self._directory)
-        data = builder.as_data_source(split=self._split)
-      except Exception as error:  # TFDS raises many kinds; all say that it cannot be read
-        raise NoSuchSplit(f"{self._directory}, split {self._split}: {error}") from error
-      self.__dict__["_opened"] = data
-    return data
-
-  def __getstate__(self):
-    return {"_directory": self._directory, "_split": self._split, "_length": self._length}
-
-  def __len__(self) -> int:
-    return self._length
-
-  def __repr__(self) -> str:
-    return f"TfdsSource(split={self._split!r}, samples={len(self)})"
-
-  def name(self, index: int) -> tuple[str, str]:
-    """The split and the number of the sample."""
-    return self._split, f"#{index}"
-
-  def __getitem__(self, index: int) -> Sample:
-    if not 0 <= index < len(self):
-      raise IndexError(f"sample {index} of {len(self)}")
-    shard, key = self.name(index)
-    try:
-      record = self._data[index]
-    except Exception as error:  # as above
-      raise BadSample(f"reading failed: {error}", shard=shard, key=key) from error
-    sample: Sample = {"__shard__": shard, "__key__": key}
-    for name, value in record.items():
-      value = value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
-      value = value.encode() if isinstance(value, str) else value
-      if not isinstance(value, bytes):
-        continue  # numbers and arrays that describe the sample
-      if name in ("__key__", "key"):
-        sample["__key__"] = value.decode("utf-8", "replace")
-      else:
-        sample[name.lower()] = value
-    return sample
-
-  @property
-  def shards(self) -> list[str]:
-    """The split: TFDS does not say which file a record is in."""
-    return [self._split]
-
-  @property
-  def problems(self) -> list[BadSample]:
-    """None: the file's own hashes are checked when a record is read."""
-    return []
-
-  def describe(self) -> list[dict[str, Any]]:
-    """One dict a shard of the split."""
-    files = sorted(self._directory.glob(f"*-{self._split}.array_record*"))
-    return [
-      {
-        "shard": path.name,
-        "size": path.stat().st_size,
-        "samples": len(self) if len(files) == 1 else None,
-        "digest": _digest_ends(path),
-      }
-      for path in files
-    ]
-
-
-def _digest_ends(path: Path) -> str:
-  digest = hashlib.sha256(str(path.stat().st_size).encode())
-  with open(path, "rb") as file:
-    digest.update(file.read(1 << 20))
-    file.seek(max(0, path.stat().st_size - (1 << 20)))
-    digest.update(file.read())
-  return digest.hexdigest()
 
 
 def _relative(path: Path, root: Path) -> str:

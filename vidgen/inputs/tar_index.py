@@ -12,11 +12,12 @@ import os
 import re
 import zipfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from vidgen.errors import DataError
+from vidgen.inputs.storage import patiently
 from vidgen.whole_file import whole_file
 
 FORMAT = 1
@@ -212,22 +213,7 @@ def build_index(path: str | os.PathLike[str]) -> TarIndex:
   Raises:
     DataError: the shard cannot be read at all.
   """
-  samples: dict[str, dict[str, tuple[int, int]]] = {}
-  try:
-    with open(path, "rb") as file:
-      scan = _Scan(file, os.fstat(file.fileno()).st_size)
-      for member in scan.members():
-        match = NAME.match(member.name)
-        if not member.regular or not match or member.name.rsplit("/", 1)[-1].startswith("__"):
-          continue
-        key, suffix = match.group(1), match.group(2).lower()
-        parts = samples.setdefault(key, {})
-        if suffix in parts:
-          scan.problems.append(f"key {key[:80]!r} has two members .{suffix[:20]}")
-        else:
-          parts[suffix] = (member.offset, member.size)
-  except OSError as error:
-    raise DataError(f"shard {path}: {error.strerror or error}") from error
+  samples, scan = patiently(partial(_scan, path), shard=os.fspath(path))
   suffixes = tuple(sorted({suffix for parts in samples.values() for suffix in parts}))
   column = {suffix: i for i, suffix in enumerate(suffixes)}
   rows = [(column[s], *place) for parts in samples.values() for s, place in parts.items()]
@@ -244,6 +230,28 @@ def build_index(path: str | os.PathLike[str]) -> TarIndex:
   )
 
 
+def _scan(path: str | os.PathLike[str]) -> tuple[dict[str, dict[str, tuple[int, int]]], _Scan]:
+  """Key -> suffix -> (offset, size), and the finished scan.
+
+  Raises:
+    OSError: the storage fails.
+  """
+  samples: dict[str, dict[str, tuple[int, int]]] = {}
+  with open(path, "rb") as file:
+    scan = _Scan(file, os.fstat(file.fileno()).st_size)
+    for member in scan.members():
+      match = NAME.match(member.name)
+      if not member.regular or not match or member.name.rsplit("/", 1)[-1].startswith("__"):
+        continue
+      key, suffix = match.group(1), match.group(2).lower()
+      parts = samples.setdefault(key, {})
+      if suffix in parts:
+        scan.problems.append(f"key {key[:80]!r} has two members .{suffix[:20]}")
+      else:
+        parts[suffix] = (member.offset, member.size)
+  return samples, scan
+
+
 def load_index(path: str | os.PathLike[str]) -> TarIndex:
   """The index of the shard at `path`: from its cache while the shard has not changed, else built.
 
@@ -254,10 +262,7 @@ def load_index(path: str | os.PathLike[str]) -> TarIndex:
     DataError: the shard cannot be read at all.
   """
   path = Path(path)
-  try:
-    stat = path.stat()
-  except OSError as error:
-    raise DataError(f"shard {path}: {error.strerror or error}") from error
+  stat = patiently(path.stat, shard=os.fspath(path))
   stamp = (stat.st_size, stat.st_mtime_ns)
   places = _cache_places(path)
   for place in places:
