@@ -1,6 +1,6 @@
 """Movie Gen Video at 768 pixels: text-to-image and text-to-video, jointly (section 3.1.4).
 
-  vidgen train --config configs/movie_gen/t2v_768.py:30b --data DIR --workdir DIR
+  vidgen train --config configs/movie_gen/t2v_768.py:tiny --data DIR --workdir DIR
 
 Variants: 30b (the paper's model), 5b, 1b, and tiny, which learns ShapesWorld at 32 x 32 pixels.
 All but tiny eat latents (16 channels, stride 8 x 8 x 8) and the embeddings of UL2, ByT5 and

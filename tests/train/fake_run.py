@@ -45,6 +45,9 @@ class FakeData:
     self.position += 1
     return batch
 
+  names = frozenset({"video", "text", "text_mask", "fps"})
+  bad_samples = 0
+
   def get_state(self):
     return {"position": self.position, "batch_size": self.size}
 

@@ -83,6 +83,9 @@ class FakeStage:
   def decode(self, params, latents):
     return jnp.clip(latents, -1, 1)
 
+  def text_cut(self, batch):
+    return jnp.zeros(len(batch["text"]), bool)
+
   def batch_spec(self, batch_size, bucket="video"):
     c, b = self.config, batch_size
     frames = c.frames if bucket == "video" else 1

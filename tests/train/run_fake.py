@@ -12,15 +12,21 @@ jax.config.update("jax_num_cpu_devices", int(os.environ.get("DEVICES", "1")))
 if os.environ.get("COORDINATOR"):
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
   jax.distributed.initialize(
-    os.environ["COORDINATOR"], num_processes=2, process_id=int(os.environ["PROCESS"])
-  )
+    os.environ["COORDINATOR"], num_processes=2, process_id=int(os.environ["PROCESS"]),
+    heartbeat_timeout_seconds=int(os.environ.get("HEARTBEAT", "100")),
+  )  # fmt: skip
 
 from fake_run import FakeData, experiment, run  # noqa: E402 (jax is set up before it is used)
 
-from vidgen.errors import VidgenError  # noqa: E402 (likewise)
+from vidgen.errors import DataError, Preempted, VidgenError  # noqa: E402 (likewise)
+from vidgen.train.together import leave  # noqa: E402 (likewise)
 
 workdir, steps, pause = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
-one = experiment(steps=steps, save_every=0, eval_every=0, log_every=1, batch_size=16)
+one = experiment(
+  steps=steps, save_every=int(os.environ.get("SAVE_EVERY", "0")), eval_every=0, log_every=1,
+  batch_size=16,
+)  # fmt: skip
+fail_at = int(os.environ.get("FAIL_AT", "-1"))
 
 
 class Part(FakeData):
@@ -28,6 +34,8 @@ class Part(FakeData):
 
   def __next__(self):
     time.sleep(pause)
+    if self.position == fail_at:
+      raise DataError("too many bad samples")
     batch, count = super().__next__(), jax.process_count()
     size = self.size // count
     first = jax.process_index() * size
@@ -38,5 +46,7 @@ try:
   state = run(one, workdir, data=Part(one))
   print(json.dumps({"done": int(state.step)}))
 except VidgenError as error:
+  if jax.process_count() > 1 and not isinstance(error, Preempted):
+    leave(error, verb="train")
   print(error, file=sys.stderr)
   sys.exit(error.exit_code)

@@ -57,6 +57,7 @@ except CheckpointError as error:
 if process == 0:
   mf.write = write
 checkpoints.save(6, global_state, {}, CONFIG)
+checkpoints.wait()
 checkpoints.close()
 assert checkpoints.steps() == [5, 6]
 """

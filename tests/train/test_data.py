@@ -12,7 +12,7 @@ from fake_stage import FakeConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "inputs"))
 
-from shards import video_set  # noqa: E402 (found by the line above)
+from shards import image_set, video_set  # noqa: E402 (found by the line above)
 from test_loop import digests  # noqa: E402 (sorted with it)
 
 from vidgen.errors import CheckpointError  # noqa: E402 (likewise)
@@ -75,6 +75,35 @@ def test_held_out_batches_are_the_same_every_time_and_absent_without_a_split(sha
   other = video_set(tmp_path / "no_split", shards=1, per_shard=8, frames=4, size=(8, 8))
   assert open_data(one, other, tmp_path).held_out(2) == []
   assert open_data(one, other, tmp_path).examples(3) is None
+
+
+def test_the_names_of_a_batch_are_as_stated(shards, tmp_path):
+  data = open_data(small(), shards, tmp_path)
+  assert data.names == set(next(data)) and data.bad_samples == 0
+
+
+def test_buckets_without_held_out_clips_are_named_and_the_others_evaluated(tmp_path, capsys):
+  root = video_set(tmp_path / "data", shards=1, per_shard=8, frames=4, size=(8, 8))
+  video_set(root, shards=1, per_shard=4, frames=4, size=(8, 8), split="held_out")
+  image_set(root)
+  one = small()
+  video, *_ = one.inputs.buckets
+  image = dataclasses.replace(video, name="image", subset="image", frames=1)
+  inputs = dataclasses.replace(one.inputs, buckets=(image, video))
+  data = open_data(dataclasses.replace(one, inputs=inputs), root, tmp_path)
+  assert "nothing is held out for bucket image" in capsys.readouterr().err
+  assert [b["video"].shape[1] for b in data.held_out(3)] == [video.frames] * 3
+  assert data.examples(2)["video"].shape[:2] == (2, video.frames)
+  assert data.describe()["held_out"]["image"] is None
+
+
+def test_every_bucket_is_evaluated(shards, tmp_path):
+  one = small()
+  video, *_ = one.inputs.buckets
+  short = dataclasses.replace(video, name="short", frames=1, weight=0.01)
+  inputs = dataclasses.replace(one.inputs, buckets=(video, short))
+  data = open_data(dataclasses.replace(one, inputs=inputs), shards, tmp_path)
+  assert [b["video"].shape[1] for b in data.held_out(4)] == [video.frames] * 2 + [1] * 2
 
 
 def test_another_worker_count_or_data_set_is_refused_unless_told(shards, tmp_path):

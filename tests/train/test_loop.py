@@ -133,6 +133,38 @@ def test_slow_data_show_in_the_data_wait(tmp_path):
   assert 7 * 0.05 <= sum(waited) < 7 * 0.1  # the first batch is fetched before the clock starts
 
 
+def test_some_checkpoints_are_kept_for_ever(tmp_path):
+  run(experiment(eval_every=0, save_every=2, keep=1, keep_every=4), tmp_path)
+  assert Checkpoints(tmp_path / "checkpoints").steps() == [4, 8, 10, 12]
+
+
+def test_bad_samples_are_counted_in_the_log_and_said(tmp_path, capsys):
+  one = experiment(steps=8, eval_every=0, save_every=0)
+  data = FakeData(one, on_next=lambda n: setattr(data, "bad_samples", n // 3))
+  run(one, tmp_path, data=data)
+  assert [entry["bad_samples"] for entry in lines(tmp_path / "speed.jsonl")] == [1, 2]
+  said = re.findall(r"warning: (\d) bad samples so far", capsys.readouterr().out)
+  assert said == ["1", "2"]
+
+
+def test_a_stage_that_eats_what_the_data_do_not_hold_is_refused_at_once(tmp_path):
+  one = experiment()
+  data = FakeData(one)
+  data.names = frozenset({"video", "text", "fps"})
+  with pytest.raises(ConfigError, match=r"the stage eats text_mask \(bucket 'video'\)"):
+    run(one, tmp_path, data=data)
+  assert not (tmp_path / "train.jsonl").exists() and data.closed
+
+
+def test_changes_of_config_and_data_are_refused_in_one_message(tmp_path):
+  run(experiment(steps=5), tmp_path)
+  other = changed(experiment(steps=6), batch_size=32)
+  with pytest.raises(CheckpointError) as error:
+    run(other, tmp_path, data=FakeData(other, name="other"))
+  assert "train.batch_size: 16 -> 32" in str(error.value)
+  assert "data.name: 'made up' -> 'other'" in str(error.value)
+
+
 def test_too_many_bad_steps_in_a_row_end_the_run_and_are_told(tmp_path):
   one = experiment(save_every=2)
   with pytest.raises(NonFiniteError, match="3 non-finite steps in a row, up to step 9") as error:

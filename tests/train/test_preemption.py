@@ -90,3 +90,24 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_one_step(tmp_path):
   assert [process.returncode for process in processes] == [143, 143], errors
   (step,) = saved(tmp_path)
   assert all(f"step {step} is saved" in error for error in errors)
+
+
+def test_a_process_that_fails_alone_leaves_with_its_code_and_nobody_hangs(tmp_path):
+  """After a checkpoint, so that there is a save to be done with when it leaves."""
+  with socket.socket() as sock:
+    sock.bind(("127.0.0.1", 0))
+    address = f"127.0.0.1:{sock.getsockname()[1]}"
+  environment = {"COORDINATOR": address, "DEVICES": "2", "SAVE_EVERY": "2", "HEARTBEAT": "10"}
+  processes = [
+    launch(tmp_path, 400, PROCESS=str(i), **environment, **({"FAIL_AT": "5"} if i else {}))
+    for i in range(2)
+  ]
+  try:
+    error = processes[1].communicate(timeout=90)[1]
+    assert processes[1].returncode == 3 and "too many bad samples" in error, error
+    processes[0].communicate(timeout=150)
+    assert processes[0].returncode not in (0, None)
+  finally:
+    for process in processes:
+      process.kill()
+  assert saved(tmp_path)[-1] >= 2

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from vidgen.errors import ConfigError
+from vidgen.errors import ConfigError, Preempted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,24 +35,32 @@ def run(args: argparse.Namespace) -> None:
   experiment = resolve(load_config(args.config, parse_overrides(args.overrides)))
   join(args)
 
+  import jax
+
   from vidgen.systems import make_stage
   from vidgen.train.data import ShardData
   from vidgen.train.loop import train
+  from vidgen.train.together import leave
 
-  data = ShardData(
-    experiment.inputs,
-    args.data,
-    batch_size=experiment.train.batch_size,
-    seed=experiment.train.seed,
-    workdir=args.workdir,
-  )
-  train(
-    experiment,
-    stage=make_stage(experiment.stage.name, experiment.stage.fields),
-    data=data,
-    workdir=Path(args.workdir),
-    allowed=tuple(args.allow_change),
-  )
+  try:
+    data = ShardData(
+      experiment.inputs,
+      args.data,
+      batch_size=experiment.train.batch_size,
+      seed=experiment.train.seed,
+      workdir=args.workdir,
+    )
+    train(
+      experiment,
+      stage=make_stage(experiment.stage.name, experiment.stage.fields),
+      data=data,
+      workdir=Path(args.workdir),
+      allowed=tuple(args.allow_change),
+    )
+  except Exception as error:
+    if jax.process_count() == 1 or isinstance(error, Preempted):  # the others leave, too
+      raise
+    leave(error, verb="vidgen train")
 
 
 def join(args: argparse.Namespace) -> None:

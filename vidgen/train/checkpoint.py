@@ -64,7 +64,7 @@ class Checkpoints:
   to the directory. In a multi-process run all processes make the same calls in the same order.
   """
 
-  def __init__(self, directory: str | Path, *, keep: int = 3, keep_every: int | None = None):
+  def __init__(self, directory: str | Path, *, keep: int = 3, keep_every: int = 0):
     if keep < 1:
       raise ValueError(f"keep must be at least 1, got {keep}")
     self._directory = Path(directory).absolute()
@@ -154,9 +154,19 @@ class Checkpoints:
     self._known.add(step)
 
   def close(self) -> None:
-    """Waits for the save in the background, and frees the threads."""
+    """Waits for this process's part of the save in the background, and frees the threads.
+
+    The other processes are not asked: this one may be the only one that leaves.
+
+    Raises:
+      CheckpointError: that part failed.
+    """
+    step, self._saving = self._saving, None
+    finishing, self._finishing = self._finishing, None
     try:
-      self.wait()
+      error = finishing.exception() if finishing else None
+      if step is not None and error is not None:
+        raise self._failure(step, error) from error
     finally:
       if self._background:
         self._background.shutdown()
@@ -221,6 +231,16 @@ class Checkpoints:
       if damaged:
         raise mf.Damaged(f"{path}: damaged: its digest differs from the manifest")
       return config
+
+  def read_data_states(self, step: int | None = None) -> tuple[dict, ...]:
+    """The data positions of all processes that `step`, or the newest step, was saved with.
+
+    Raises:
+      CheckpointError: there is no such step, or they cannot be read.
+    """
+    step = self._choose(step)
+    with self._offering(step):
+      return tuple(self._read_data(step))
 
   def digests(self, step: int | None = None) -> dict[str, str]:
     """Digests of params, ema, optimizer and data, as recorded when the step was saved."""
@@ -361,17 +381,38 @@ class Checkpoints:
       )
 
   def _read(self, step: int, manifest: mf.Manifest, item: str, leaves: it.Arrays) -> it.Arrays:
-    """Reads arrays of an item as `leaves` asks, and compares them with the manifest."""
+    """Reads arrays of an item as `leaves` asks, and compares them with the manifest.
+
+    One array after another is hashed; one that is spread over processes is read again for that, by
+    the first process alone, and no device ever holds the whole of it.
+    """
+    path, wrong = self._path(step), []
+    recorded = set(manifest.arrays)
+
+    def read_and_compare() -> it.Arrays:
+      found = it.read_arrays(path / item, leaves) if leaves else {}
+      for name, array in found.items():
+        if it.spread(array):
+          if jax.process_index() != 0:
+            continue
+          array = it.read_arrays(path / item, {name: it.struct(array)})[name]
+        if not set(mf.record_arrays(item, {name: it.host_copy(array)})) <= recorded:
+          wrong.append(f"{item}/{name}")
+      return found
+
+    found, problem = {}, None
     try:
-      found = it.read_arrays(self._path(step) / item, leaves) if leaves else {}
-      records = mf.record_arrays(item, {path: it.gather(array) for path, array in found.items()})
+      found = read_and_compare()
     except Exception as error:
-      raise mf.Damaged(
-        f"{self._path(step)}: item {item} cannot be read: {type(error).__name__}: {error}"
-      ) from error
-    damaged = sorted(r.name for r in set(records) - set(manifest.arrays))
-    if damaged:
-      raise mf.Damaged(f"{self._path(step)}: array {_some(damaged)}: its sha256 differs")
+      reason = f"{type(error).__name__}: {error}"
+      problem = mf.Damaged(f"{path}: item {item} cannot be read: {reason}")
+      problem.__cause__ = error
+    if wrong:
+      problem = mf.Damaged(f"{path}: array {_some(sorted(wrong))}: its sha256 differs")
+    if any(it.shared(leaf) for leaf in leaves.values()):  # then all processes are here
+      problem = together.agree(problem)
+    if problem is not None:
+      raise problem
     return found
 
   def _read_data(self, step: int) -> list[dict]:

@@ -1,6 +1,5 @@
 """The data of a run, as the loop sees them: `vidgen.inputs` on one data set."""
 
-import contextlib
 import dataclasses
 import sys
 from collections.abc import Mapping
@@ -16,31 +15,50 @@ from vidgen.inputs.sources import NoSuchSplit
 from vidgen.inputs.text import make_tokenizer
 
 HostBatch = Mapping[str, np.ndarray]
+# How held-out samples are read: nothing of them is drawn.
+STILL: dict[str, Any] = {
+  "caption_dropout": 0.0,
+  "shuffle": False,
+  "flip": 0.0,
+  "temporal_crop": "center",
+  "spatial_crop": "center",
+}
 
 
 class ShardData:
   """Batches of a data set on disk for this process; what the loop's `Data` asks for."""
+
+  names = frozenset({"video", "text", "text_mask", "fps"})  # what `inputs.loader` makes
 
   def __init__(
     self, config: InputConfig, directory: str, *, batch_size: int, seed: int, workdir: str | Path
   ):
     self._config, self._directory, self._seed = config, directory, seed
     self._batch_size = batch_size
-    self._description = {"train": describe_data(config, directory), "held_out": None}
-    with contextlib.suppress(NoSuchSplit):  # said when it is asked for
-      self._description["held_out"] = describe_data(config, directory, split="held_out")
+    self._held_out: dict[str, InputConfig] = {}  # by the bucket whose clips they describe
+    held_out: dict[str, Any] = {}
+    for bucket in config.buckets:
+      still = dataclasses.replace(config, buckets=(bucket,), workers=0, **STILL)
+      try:
+        held_out |= describe_data(still, directory, split="held_out")
+        self._held_out[bucket.name] = still
+      except NoSuchSplit as error:
+        held_out[bucket.subset] = None
+        if jax.process_index() == 0:
+          print(f"warning: nothing is held out for bucket {bucket.name}: {error}", file=sys.stderr)
+    self._description = {"train": describe_data(config, directory), "held_out": held_out}
     self._quarantine = str(Path(workdir) / "quarantine.jsonl")
-    self._iterator: Any = iter(
-      make_dataset(
-        config,
-        directory,
-        batch_size=batch_size,
-        seed=seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        quarantine_path=self._quarantine,
-      )
+    dataset = make_dataset(
+      config,
+      directory,
+      batch_size=batch_size,
+      seed=seed,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+      quarantine_path=self._quarantine,
     )
+    self._bad = dataset.quarantine
+    self._iterator: Any = iter(dataset)
 
   def __next__(self) -> HostBatch:
     """The next batch of this process."""
@@ -60,49 +78,48 @@ class ShardData:
       state = adopt_state(state, self._iterator.get_state())
     self._iterator.set_state(state)
 
+  @property
+  def bad_samples(self) -> int:
+    """Distinct bad samples so far, of all processes and of earlier starts."""
+    return self._bad.count()
+
   def describe(self) -> dict[str, Any]:
     """The shards of both splits: sizes, counts, digests."""
     return self._description
 
   def held_out(self, batches: int) -> list[HostBatch]:
-    """The first batches of the held-out split, which may wrap; none if there is no such split.
+    """The first batches of the held-out split, at least one a bucket; none without such a split.
 
-    In the order of the shards, cut in the middle, every caption kept: nothing is drawn.
+    In the order of the shards, from the start again at their end, cut in the middle, every caption
+    kept: nothing is drawn.
     """
-    return self._read(
-      batches, self._batch_size, process=jax.process_index(), of=jax.process_count()
-    )
+    each = max(1, batches // max(1, len(self._held_out)))
+    process = {"process": jax.process_index(), "of": jax.process_count()}
+    return [
+      batch
+      for bucket in self._held_out
+      for batch in self._read(bucket, each, self._batch_size, **process)
+    ]
 
   def examples(self, count: int) -> HostBatch | None:
     """The first held-out examples, the same on every process; None if there is no such split."""
-    found = self._read(1, count, process=0, of=1)
-    return found[0] if found else None
+    for bucket in self._held_out:
+      return self._read(bucket, 1, count, process=0, of=1)[0]
+    return None
 
-  def _read(self, batches: int, batch_size: int, *, process: int, of: int) -> list[HostBatch]:
-    still = dataclasses.replace(
-      self._config,
-      caption_dropout=0.0,
-      shuffle=False,
-      flip=0.0,
-      temporal_crop="center",
-      spatial_crop="center",
-      workers=0,
+  def _read(
+    self, bucket: str, batches: int, batch_size: int, *, process: int, of: int
+  ) -> list[HostBatch]:
+    dataset = make_dataset(
+      self._held_out[bucket],
+      self._directory,
+      batch_size=batch_size,
+      seed=self._seed,
+      split="held_out",
+      quarantine_path=self._quarantine,
+      process_index=process,
+      process_count=of,
     )
-    try:
-      dataset = make_dataset(
-        still,
-        self._directory,
-        batch_size=batch_size,
-        seed=self._seed,
-        split="held_out",
-        quarantine_path=self._quarantine,
-        process_index=process,
-        process_count=of,
-      )
-    except NoSuchSplit as error:
-      if jax.process_index() == 0:
-        print(f"warning: nothing is held out: {error}", file=sys.stderr)
-      return []
     iterator: Any = iter(dataset)
     try:
       return [next(iterator) for _ in range(batches)]

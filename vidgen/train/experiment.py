@@ -75,7 +75,8 @@ class TrainConfig:
 
   batch_size is the global number of samples of a step, cut into `accumulate` micro-batches.
   ema_warmup: see `ema.ema_decay`; 1 means none. max_bad_steps: non-finite steps in a row that end
-  the run. A cadence of 0 means never. keep: checkpoints kept. peak_flops: FLOP/s of one device,
+  the run. A cadence of 0 means never. keep: checkpoints kept, beside those of every
+  `keep_every` steps. peak_flops: FLOP/s of one device,
   the base of the reported utilisation; None takes it from `dist.peaks`. unsharded_tolerance: see
   `dist.rules.check_sharded`.
   """
@@ -91,6 +92,7 @@ class TrainConfig:
   log_every: int = 10
   save_every: int = 1000
   keep: int = 3
+  keep_every: int = 0
   eval_every: int = 1000
   eval_batches: int = 4
   sheet_every: int = 0
@@ -108,8 +110,8 @@ class TrainConfig:
       raise ValueError(
         f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}"
       )
-    if min(self.save_every, self.eval_every, self.sheet_every) < 0:
-      raise ValueError("save_every, eval_every and sheet_every must not be negative")
+    if min(self.save_every, self.keep_every, self.eval_every, self.sheet_every) < 0:
+      raise ValueError("save_every, keep_every, eval_every and sheet_every must not be negative")
     if self.peak_flops is not None and self.peak_flops <= 0:
       raise ValueError(f"peak_flops must be positive, got {self.peak_flops}")
 
@@ -167,6 +169,7 @@ FREE = (
   "train.log_every",
   "train.save_every",
   "train.keep",
+  "train.keep_every",
   "train.eval_every",
   "train.eval_batches",
   "train.sheet_every",

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 
 STATE_ITEMS = ("params", "ema", "opt_state")  # fields of the state; all others are counters
 ITEMS = (*STATE_ITEMS, "counters")
@@ -77,23 +76,31 @@ def nest(leaves: Arrays) -> dict:
 
 def to_host(leaves: Arrays) -> Arrays:
   """One copy of every array to the host; an array spread over processes stays where it is."""
-  here = {path: leaf for path, leaf in leaves.items() if not _spread(leaf)}
+  here = {path: leaf for path, leaf in leaves.items() if not spread(leaf)}
   copy = jax.default_backend() == "cpu"  # there the "copy" is a view of memory that may be donated
   found = {k: np.array(v) if copy else np.asarray(v) for k, v in jax.device_get(here).items()}
   return {**leaves, **found}
 
 
-def gather(array: Any) -> np.ndarray:
-  """The whole of an array on this host; of a spread one, all processes must ask together."""
-  if _spread(array):
-    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
-  return np.asarray(array)
+def host_copy(array: Any) -> np.ndarray:
+  """The whole of an array that this process can see, on the host.
+
+  Through a copy on the device: an array keeps what was once fetched of it, as long as it lives.
+  """
+  return array if isinstance(array, np.ndarray) else np.asarray(jnp.copy(array))
 
 
-def _spread(array: Any) -> bool:
+def spread(array: Any) -> bool:
+  """Whether no process can see the whole of this array."""
   return isinstance(array, jax.Array) and not (
     array.is_fully_addressable or array.is_fully_replicated
   )
+
+
+def shared(leaf: Any) -> bool:
+  """Whether an abstract array is to lie on devices of several processes."""
+  sharding = getattr(leaf, "sharding", None)
+  return sharding is not None and not sharding.is_fully_addressable
 
 
 def struct(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -18,7 +18,7 @@ from vidgen.config import differences, plain
 from vidgen.dist.mesh import make_mesh
 from vidgen.dist.peaks import peak_flops
 from vidgen.dist.rules import check_rules, check_sharded
-from vidgen.errors import CheckpointError, Preempted
+from vidgen.errors import CheckpointError, ConfigError, Preempted
 from vidgen.nn.partition import activation_rules
 from vidgen.systems.stage import Stage
 from vidgen.train.checkpoint import Checkpoints
@@ -45,6 +45,16 @@ class Data(Protocol):
 
   def set_state(self, state: dict[str, Any], *, changed: bool) -> None:
     """Goes to a position; `changed` accepts one of other data or another batch size."""
+    ...
+
+  @property
+  def names(self) -> frozenset[str]:
+    """Names of the arrays in a batch."""
+    ...
+
+  @property
+  def bad_samples(self) -> int:
+    """How many samples were found to be bad so far, in all processes."""
     ...
 
   def describe(self) -> dict[str, Any]:
@@ -100,13 +110,16 @@ def train(
     stack.callback(data.close)
     preemption = stack.enter_context(Preemption())
     directory = stack.enter_context(RunDirectory(workdir))
-    checkpoints = Checkpoints(directory.path / "checkpoints", keep=config.keep)
+    checkpoints = Checkpoints(
+      directory.path / "checkpoints", keep=config.keep, keep_every=config.keep_every
+    )
     stack.callback(checkpoints.close)
     checkpoints.prepare()
     stack.enter_context(jax.set_mesh(mesh))
     stack.enter_context(activation_rules(experiment.rules))
 
     programs = Programs(experiment, stage=stage, mesh=mesh)
+    check_data(programs, data.names)
     state = start(programs, data=data, checkpoints=checkpoints, allowed=allowed)
     check_sharded(state, programs.shardings, tolerance=config.unsharded_tolerance)
     step = int(state.step)
@@ -125,6 +138,7 @@ def train(
         step=step,
         config=config,
         flops={bucket: 3 * stage.flops(spec) for bucket, spec in programs.specs.items()},
+        bad_samples=lambda: data.bad_samples,
         peak=config.peak_flops or peak_flops(jax.devices()[0].device_kind),
       )
     )
@@ -185,6 +199,24 @@ def due(step: int, every: int, last: int) -> bool:
   return step == last or (every > 0 and step % every == 0)
 
 
+def check_data(programs: Programs, names: frozenset[str]) -> None:
+  """That the stage can be trained on batches of arrays of these `names`, before it costs anything.
+
+  Raises:
+    ConfigError: it eats others, or sheets are asked of a stage that makes latents.
+  """
+  for bucket, spec in programs.specs.items():
+    if missing := sorted(spec.keys() - names):
+      raise ConfigError(
+        f"the stage eats {', '.join(missing)} (bucket {bucket!r}), which the data do not hold: "
+        f"they hold {', '.join(sorted(names))}"
+      )
+    if programs.experiment.train.sheet_every and "latents" in spec:
+      raise ConfigError(
+        "train.sheet_every: this stage makes latents, which are another's to decode; set it to 0"
+      )
+
+
 def describe(experiment: Experiment, programs: Programs) -> str:
   """One line on what is trained where."""
   size = sum(leaf.size for leaf in jax.tree.leaves(programs.abstract.params))
@@ -207,18 +239,21 @@ def start(
   if newest is None:
     return programs.init()
   changes = differences(checkpoints.read_config(newest), plain(programs.experiment))
-  _refuse(changes, newest, allowed=tuple(key for key in allowed if key != "data"))
+  of_data = checkpoints.read_data_states(newest)[0]["description"]
+  moved = [f"data.{line}" for line in differences(of_data, data.describe())]
+  _refuse(
+    refused(changes, allowed=tuple(key for key in allowed if key != "data"))
+    + refused(moved, allowed=tuple(key for key in allowed if key in ("data", "all"))),
+    newest,
+  )
   restored = checkpoints.restore(newest, programs.abstract)
   accepted = bool(allowed)
   position = restored.data_states[0] if accepted else restored.data_state
-  moved = [f"data.{line}" for line in differences(position["description"], data.describe())]
-  _refuse(moved, newest, allowed=tuple(key for key in allowed if key in ("data", "all")))
   data.set_state(position["iterator"], changed=accepted)
   return restored.state
 
 
-def _refuse(lines: list[str], step: int, *, allowed: tuple[str, ...]) -> None:
-  problems = refused(lines, allowed=allowed)
+def _refuse(problems: list[str], step: int) -> None:
   if problems:
     raise CheckpointError(
       f"the run at step {step} was made otherwise:\n  "

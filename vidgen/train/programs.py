@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vidgen.dist.rules import batch_shardings, state_shardings
 from vidgen.errors import ConfigError, DataError
-from vidgen.systems.sampling import sample
+from vidgen.systems.sampling import input_spec, sample
 from vidgen.systems.stage import BatchSpec, Metrics, Params, Stage
 from vidgen.train.experiment import Experiment
 from vidgen.train.metrics import means
@@ -139,10 +139,8 @@ class Programs:
 
   def sample(self, params: Params, examples: HostBatch) -> jax.Array:
     """Videos [n, t, h, w, c] for the conditions of `examples`, on every device."""
-    spec = self.stage.batch_spec(1, self.stage.buckets[0])
-    names = [name for name in spec if name in examples and name not in ("video", "latents")]
-    count = len(examples[names[0]])
-    inputs = {name: examples[name] for name in names}
+    inputs = {name: examples[name] for name in input_spec(self.stage, 1)}
+    count = len(next(iter(inputs.values())))
     arguments = jax.device_put(
       (inputs, np.uint32(self.experiment.train.seed), np.arange(count, dtype=np.uint32)),
       self.replicated,

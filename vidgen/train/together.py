@@ -1,12 +1,16 @@
 """Success and failure that all processes of a run share: none waits for one that gave up."""
 
+import os
+import sys
+import traceback
 from collections.abc import Callable
+from typing import NoReturn
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from vidgen.errors import CheckpointError
+from vidgen.errors import CheckpointError, VidgenError
 
 
 def on_first_process(act: Callable[[], None]) -> None:
@@ -30,3 +34,19 @@ def agree(error: BaseException | None) -> BaseException | None:
     if error is None and np.any(failed):
       return CheckpointError(f"process {int(np.argmax(failed))} failed; see its message")
   return error
+
+
+def leave(error: Exception, *, verb: str) -> NoReturn:
+  """Ends this one of several processes, with the exit code of `error`, at once.
+
+  The usual way out waits for the others to leave as well, and they wait for this one.
+  """
+  if isinstance(error, VidgenError):
+    print(f"{verb}: {error}", file=sys.stderr)
+    code = error.exit_code
+  else:
+    traceback.print_exception(error)
+    code = VidgenError.exit_code
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)

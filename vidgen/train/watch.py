@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +25,7 @@ class Watch:
     flops: model FLOPs of a train step by bucket (three times the forward pass: work that is done
       twice to save memory does not count).
     peak: FLOP/s of one device, or None if not known; then no utilisation is reported.
+    bad_samples: tells how many samples were found to be bad so far.
   """
 
   def __init__(
@@ -35,7 +36,9 @@ class Watch:
     config: TrainConfig,
     flops: Mapping[str, float],
     peak: float | None,
+    bad_samples: Callable[[], int] = lambda: 0,
   ):
+    self._bad_samples, self._bad_said = bad_samples, 0
     self._directory, self._config, self._flops, self._peak = directory, config, flops, peak
     self._step = step
     self._files: list[Any] = []
@@ -149,6 +152,7 @@ class Watch:
       "samples_per_second": count * self._config.batch_size / seconds,
       "data_wait": self._seconds["data"] / seconds,
       "save_wait": self._seconds.get("save", 0.0) / seconds,
+      "bad_samples": self._bad_samples(),
       "includes": sorted(set(self._seconds) - {"data"}),
       "model_flops_per_second": self._work / seconds,
     }
@@ -161,8 +165,15 @@ class Watch:
     if not self._files:
       return
     self._speed.write(speed)
+    if speed["bad_samples"] > self._bad_said:
+      self._bad_said = speed["bad_samples"]
+      self.say(f"warning: {self._bad_said} bad samples so far; see quarantine.jsonl")
     self.flush()
-    numbers = {k: v for k, v in speed.items() if isinstance(v, float) and k != "time"}
+    numbers = {
+      k: float(v)
+      for k, v in speed.items()
+      if isinstance(v, float | int) and k not in ("time", "step")
+    }
     self._events.write(
       step,
       {f"train/{k}": v for k, v in mean.items()} | {f"speed/{k}": v for k, v in numbers.items()},
