@@ -18,15 +18,17 @@ BASE = [
   "safetensors>=0.8",
   "tensorboardX>=2.6",  # event files without TensorFlow
 ]
-DATA = [
-  "array_record>=0.8.3",
+EVAL = [  # to read clips; a metric that needs more adds it here
   "av>=18.0",
   "pillow>=12.0",
+]
+DATA = [
+  *EVAL,
+  "array_record>=0.8.3",
   "pyarrow>=21",
-  "sentencepiece>=0.2",
+  "sentencepiece>=0.2",  # imported by nothing yet: the tokenizers that need it come later
   "tensorflow-datasets>=4.9.10",
 ]
-EVAL = ["scipy>=1.16"]
 DEV = [
   "basedpyright>=1.30",  # pyright with its node in the wheel, so that the lock covers it
   "beartype>=0.22",
@@ -34,6 +36,7 @@ DEV = [
   "pytest>=9",
   "pytest-xdist>=3.8",
   "ruff>=0.14",
+  "scipy>=1.16",
 ]
 
 BUILD = ["setuptools>=80", "wheel>=0.45"]  # the editable install runs without build isolation
@@ -51,9 +54,9 @@ setup(
     "tpu": ["jax[tpu]"],
     "cuda12": ["jax[cuda12]"],
     "data": DATA,
-    "eval": DATA + EVAL,
+    "eval": EVAL,
     "oracle": ["torch==2.13.0", "transformers>=5", "diffusers>=0.36"],
-    "dev": DATA + EVAL + DEV + BUILD,
+    "dev": DATA + DEV + BUILD,
   },
   entry_points={"console_scripts": ["vidgen=vidgen.cli:main"]},
 )

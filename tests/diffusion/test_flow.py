@@ -49,10 +49,9 @@ def test_a_bare_number_is_no_time():
 
 @hypothesis.settings(max_examples=25, deadline=None)
 @hypothesis.given(st.floats(0, 0.99), st.integers(0, 100))
-def test_velocity_and_data_determine_each_other(t, seed):
+def test_the_velocity_follows_from_the_data(t, seed):
   noise, data = pair(seed=seed)
   x, velocity = FLOW.path(noise, data, at(t, t, t)), FLOW.velocity(noise, data)
-  np.testing.assert_allclose(FLOW.data_from_velocity(velocity, x, at(t, t, t)), data, atol=1e-5)
   scale = 1 / (1 - t)  # the division that the conversion holds
   back = FLOW.velocity_from_data(data, x, at(t, t, t))
   np.testing.assert_allclose(back, velocity, atol=1e-5 * scale)

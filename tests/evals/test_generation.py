@@ -160,6 +160,14 @@ def test_hostile_prompts_name_nothing(tmp_path, shared):
   assert [json.loads(line)["prompt"] for line in lines[:-1]] == HOSTILE
 
 
+def test_prompts_of_too_many_words_are_cut_though_their_bytes_fit(tmp_path, shared):
+  words = "a b c d e f g h i".split()  # the model reads 8 words, 32 bytes with the end
+  made = run(tmp_path, [" ".join(words), " ".join(words[:8]), "x" * 31, "x" * 32], use=shared)
+  assert [r.cut for r in made.records] == [True, False, False, True]
+  assert made.cut == 2
+  assert read_samples(tmp_path).records == made.records
+
+
 def test_a_model_that_is_not_finite_is_refused_by_sample(tmp_path):
   bad = jax.tree.map(np.array, params())
   bad["network"]["patch_in"]["bias"][0] = np.nan

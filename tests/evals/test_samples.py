@@ -12,7 +12,7 @@ from vidgen.media.video import write_mp4
 from vidgen.systems import SampleSettings
 
 
-def write(directory, count=3, *, videos=None, prompts=None, keys=True):
+def write(directory, count=3, *, videos=None, prompts=None, keys=True, fps=4.0, crf=12):
   """A folder of samples as `vidgen sample` leaves it."""
   directory.mkdir(exist_ok=True)
   rng = np.random.default_rng(0)
@@ -20,7 +20,7 @@ def write(directory, count=3, *, videos=None, prompts=None, keys=True):
   for i in range(count):
     video = rng.integers(0, 256, (8, 16, 16, 3), np.uint8) if videos is None else videos[i]
     path = directory / f"{i:05}.mp4"
-    write_mp4(path, video, fps=4.0, crf=12)
+    write_mp4(path, video, fps=fps, crf=crf)
     records.append(
       SampleRecord(
         index=i,
@@ -39,7 +39,7 @@ def write(directory, count=3, *, videos=None, prompts=None, keys=True):
         frames=len(video),
         height=video.shape[1],
         width=video.shape[2],
-        fps=4.0,
+        fps=fps,
       )  # fmt: skip
     )
   write_records(directory, records)

@@ -1,6 +1,11 @@
 """Accuracy on ShapesWorld: real clips are right, others wrong, nothing is left out of the mean."""
 
 import json
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from test_samples import write
@@ -128,3 +133,26 @@ def test_references_without_attributes_are_refused(folder):
     measure(folder)
   with pytest.raises(ConfigError, match="no such file"):
     score(read_samples(folder / "samples"), reference=folder / "samples")
+
+
+# Runs `vidgen` where the modules that the first argument names cannot be imported.
+WITHOUT = """
+import sys
+sys.modules.update(dict.fromkeys(sys.argv[1].split(",")))
+from vidgen.cli import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def test_what_setup_lists_for_scoring_is_all_that_scoring_needs(folder, monkeypatch):
+  described = {}
+  monkeypatch.setattr("setuptools.setup", lambda **settings: described.update(settings))
+  runpy.run_path(str(Path(__file__).parents[2] / "setup.py"))
+  extras = described["extras_require"]
+  names = {re.split("[<>=]", line)[0] for line in set(extras["data"]) - set(extras["eval"])}
+  assert {"pyarrow", "tensorflow-datasets"} <= names
+  modules = ["PIL" if name == "pillow" else name.replace("-", "_") for name in names]
+  command = [sys.executable, "-c", WITHOUT, ",".join(modules), "eval", "--metrics", "shapes_probe"]
+  command += ["--samples", folder / "samples", "--reference", folder / "data"]
+  done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+  assert done.returncode == 0, done.stderr

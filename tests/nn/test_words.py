@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vidgen.nn.partition import unboxed
-from vidgen.nn.words import ByteWordEncoder, word_slots
+from vidgen.nn.words import ByteWordEncoder, word_slots, words_cut
 
 LENGTH = 24
 
@@ -36,6 +36,15 @@ def test_slots_are_word_and_place_and_the_end_is_a_word():
 def test_words_past_the_last_belong_to_none():
   word, _ = word_slots(*encode("a b c", length=6), words=2)
   np.testing.assert_array_equal(word, [[0, -1, 1, -1, -1, -1]])
+
+
+def test_a_text_is_cut_where_bytes_of_words_are_dropped_and_not_where_only_its_end_is():
+  captions = ["a b c", "a b", "a  b", "a b ", "", "abcdefgh"]  # two spaces take the slot of a word
+  tokens, mask = encode(*captions, length=8)
+  cut = [True, False, True, False, False, False]
+  np.testing.assert_array_equal(words_cut(tokens, mask, words=2), cut)
+  noise = jnp.where(mask, tokens, 77)  # padding is not read
+  np.testing.assert_array_equal(words_cut(noise, mask, words=2), cut)
 
 
 def test_the_empty_caption_is_one_word(run):

@@ -159,6 +159,39 @@ def test_losses_by_time_add_up_to_the_loss(pixels):
   assert total == pytest.approx(float(metrics["loss"]), rel=1e-5)
 
 
+LONG = [  # the stage reads 16 bytes with the end, and 5 words
+  ("a b c d e f", True, True),
+  ("a b c d e", False, False),
+  ("x" * 14, False, False),
+  ("x" * 15, False, True),  # just fits
+  ("x" * 40, False, True),
+  ("", False, False),
+  ("a b c d e f g h i j k", True, True),
+  ("red", False, False),
+]
+
+
+def test_captions_that_are_not_read_whole_are_counted(pixels):
+  """By words, or as they fill all bytes; in whatever company, as a share of the batch."""
+  model, params = pixels
+  captions, by_words, counted = zip(*LONG, strict=True)
+  batch = batch_of(model) | tokens(captions)
+  np.testing.assert_array_equal(model.text_cut(batch), by_words)
+  share = jax.jit(lambda *x: model.loss(*x)[1]["text_cut"])  # of the network nothing is compiled
+  assert share(params, batch, keys()) == np.mean(counted) == 0.5
+  for part in (slice(0, 5), slice(5, 8)):
+    few = {name: x[part] for name, x in batch.items()}
+    assert share(params, few, keys()[part]) == pytest.approx(np.mean(counted[part]))
+
+
+def test_embeddings_are_read_whole(latents):
+  model, params = latents
+  batch = batch_of(model, 3)
+  np.testing.assert_array_equal(model.text_cut(batch), [False] * 3)
+  _, metrics = jax.eval_shape(model.loss, params, batch, keys(3))
+  assert "text_cut" not in metrics
+
+
 def test_predicting_data_keeps_the_loss_on_the_velocity(pixels, monkeypatch):
   """At a time whose noise is above the floor; below it, the weight stays that of the floor."""
   _, params = pixels

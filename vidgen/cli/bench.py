@@ -1,8 +1,10 @@
 """`vidgen bench`: the train step alone against the step in the loop, and the input pipeline alone.
 
 Both run the same program on batches of one shape, in turns, so that a machine whose speed drifts
-treats them alike; medians over all turns are printed. In the loop everything is on: logs, events,
-the guards, and reading and decoding of the data, or made-up batches where no data are given.
+treats them alike. Seconds are means over all turns, total time over steps, so that a stall counts
+however seldom it comes; medians, which do not see it, are printed beside them. In the loop
+everything is on: logs, events, the guards, and reading and decoding of the data, or made-up batches
+where no data are given.
 
 The first `--warmup` steps of every turn in the loop are a figure of their own: they decode what
 later steps take from the cache, and on a CPU the decoding and the step share the cores.
@@ -15,11 +17,14 @@ import statistics
 import tempfile
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 TURNS = 3
 LOOP_OVER_BARE, DATA_WAIT = 1.03, 0.05  # what the loop may cost
+
+OpenData = Callable[[Any, str], Any]  # (programs, a scratch folder) -> `vidgen.train.loop.Data`
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,10 +57,16 @@ def run(args: argparse.Namespace) -> None:
     raise ConfigError("--warmup must be at least 1")
   quiet = {"train.eval_every": 0, "train.save_every": 0, "train.sheet_every": 0}
   config = load_config(args.config, {**quiet, **parse_overrides(args.overrides)})
-  figures = measure(resolve(config), data=args.data, steps=args.steps, warmup=args.warmup)
+  experiment = resolve(config)
+  open_data = data_of(experiment, args.data)
+  figures = measure(
+    experiment, open_data=open_data, steps=args.steps, warmup=args.warmup, turns=TURNS
+  )
+  figures["data"] = args.data or "made up"
   ratio, wait = figures["loop_over_bare"], figures["data_wait"]
-  print(f"bare step      {figures['bare_seconds'] * 1e3:9.2f} ms")
-  print(f"step in loop   {figures['loop_seconds'] * 1e3:9.2f} ms")
+  for title, name in (("bare step", "bare"), ("step in loop", "loop")):
+    mean, median = figures[f"{name}_seconds"], figures[f"{name}_median_seconds"]
+    print(f"{title:14s} {mean * 1e3:9.2f} ms  (median {median * 1e3:.2f} ms)")
   print(f"  in warm-up   {figures['warmup_seconds'] * 1e3:9.2f} ms  ({args.warmup} steps a turn)")
   print(f"loop over bare {ratio:9.4f}     {_verdict(ratio, LOOP_OVER_BARE)}")
   print(f"data wait      {wait:9.2%}     {_verdict(wait, DATA_WAIT)}")
@@ -71,8 +82,27 @@ def _verdict(value: float, limit: float) -> str:
   return f"(at most {limit:g}: {'yes' if value <= limit else 'NO'})"
 
 
-def measure(experiment: Any, *, data: str | None, steps: int, warmup: int) -> dict[str, Any]:
-  """The figures `vidgen bench` prints; times in seconds, `data` None for made-up batches."""
+def data_of(experiment: Any, directory: str | None) -> OpenData:
+  """What opens the data set in `directory`, or without one makes batches up."""
+  if directory is None:
+    return lambda programs, scratch: MadeUp(programs)
+  from vidgen.train.data import ShardData
+
+  config = experiment.train
+  return lambda programs, scratch: ShardData(
+    experiment.inputs, directory, batch_size=config.batch_size, seed=config.seed, workdir=scratch
+  )
+
+
+def measure(
+  experiment: Any, *, open_data: OpenData, steps: int, warmup: int, turns: int
+) -> dict[str, Any]:
+  """The figures `vidgen bench` prints, of `steps` steps of each kind in so many turns.
+
+  Times are in seconds: `bare_seconds`, `loop_seconds` and `warmup_seconds` are means. `data_wait`
+  is the part of the loop's time in which it waited for a batch. `open_data` is called for every
+  turn, and once more to time the data alone.
+  """
   import dataclasses
 
   import jax
@@ -84,7 +114,7 @@ def measure(experiment: Any, *, data: str | None, steps: int, warmup: int) -> di
   from vidgen.train.loop import train
   from vidgen.train.programs import Programs
 
-  each = steps // TURNS
+  each = steps // turns
   experiment = dataclasses.replace(
     experiment, train=dataclasses.replace(experiment.train, steps=warmup + each + 1)
   )
@@ -93,20 +123,20 @@ def measure(experiment: Any, *, data: str | None, steps: int, warmup: int) -> di
   with tempfile.TemporaryDirectory() as scratch:
     with jax.set_mesh(mesh), activation_rules(experiment.rules):
       programs = Programs(experiment, stage=stage, mesh=mesh)
-      source = _open(experiment, data, programs, scratch)
+      source = open_data(programs, scratch)
       rate, batch = _data_rate(source, count=each)
       source.close()
       bucket, batch = programs.put(batch)
       step = programs.train(bucket)
     bare, loop, cold, waits = [], [], [], []
-    for turn in range(TURNS):
+    for turn in range(turns):
       bare += _bare(step, programs.init(), batch, count=each)
-      timed: Any = Timed(_open(experiment, data, programs, scratch))
+      timed: Any = Timed(open_data(programs, scratch))
       train(experiment, stage=stage, data=timed, workdir=Path(scratch) / str(turn))
       intervals = timed.intervals()
       cold, loop = cold + intervals[:warmup], loop + intervals[warmup:]
-      waits += timed.waits[warmup + 1 :]
-  bare_seconds, loop_seconds = statistics.median(bare), statistics.median(loop)
+      waits += timed.waits[warmup:-1]  # those within these intervals
+  bare_seconds, loop_seconds = statistics.fmean(bare), statistics.fmean(loop)
   flops = 3 * stage.flops(programs.specs[bucket]) / loop_seconds
   figures = {
     "name": experiment.name,
@@ -114,11 +144,12 @@ def measure(experiment: Any, *, data: str | None, steps: int, warmup: int) -> di
     "devices": jax.device_count(),
     "batch_size": experiment.train.batch_size,
     "steps": len(loop),
-    "data": data or "made up",
     "bare_seconds": bare_seconds,
+    "bare_median_seconds": statistics.median(bare),
     "loop_seconds": loop_seconds,
+    "loop_median_seconds": statistics.median(loop),
     "warmup_steps": warmup,
-    "warmup_seconds": statistics.median(cold),
+    "warmup_seconds": statistics.fmean(cold),
     "loop_over_bare": loop_seconds / bare_seconds,
     "data_wait": sum(waits) / sum(loop),
     "data_batches_per_second": rate,
@@ -129,17 +160,6 @@ def measure(experiment: Any, *, data: str | None, steps: int, warmup: int) -> di
     peak *= jax.device_count()
     figures |= {"mfu": flops / peak, "peak_flops_per_second": peak}
   return figures
-
-
-def _open(experiment: Any, data: str | None, programs: Any, scratch: str) -> Any:
-  if data is None:
-    return MadeUp(programs)
-  from vidgen.train.data import ShardData
-
-  config = experiment.train
-  return ShardData(
-    experiment.inputs, data, batch_size=config.batch_size, seed=config.seed, workdir=scratch
-  )
 
 
 def _data_rate(source: Any, *, count: int) -> tuple[float, Any]:
@@ -165,16 +185,25 @@ def _bare(step: Any, state: Any, batch: Any, *, count: int) -> list[float]:
   return [after - before for before, after in zip(times[2:-1], times[3:], strict=True)]
 
 
+def _passed_on(name: str) -> Any:
+  return property(lambda self: getattr(self._source, name))
+
+
 class Timed:
   """Data that notes when a batch was asked for and how long it took."""
+
+  # Named one by one: from Python 3.12 on, the check of a protocol does not see what only a
+  # `__getattr__` finds.
+  names, bad_samples = _passed_on("names"), _passed_on("bad_samples")
+  get_state, set_state = _passed_on("get_state"), _passed_on("set_state")
+  describe, close = _passed_on("describe"), _passed_on("close")
+  held_out, examples = _passed_on("held_out"), _passed_on("examples")
+  captions = _passed_on("captions")
 
   def __init__(self, source: Any):
     self._source = source
     self._asked: list[float] = []
     self.waits: list[float] = []
-
-  def __getattr__(self, name: str) -> Any:
-    return getattr(self._source, name)
 
   def __next__(self) -> Any:
     """The next batch."""
@@ -192,12 +221,15 @@ class Timed:
 class MadeUp:
   """The same batch of zeros again and again: what a pipeline that costs nothing would give."""
 
+  bad_samples = 0
+
   def __init__(self, programs: Any):
     import jax
 
     spec = next(iter(programs.specs.values()))
     count = jax.process_count()
     self._batch = {name: array.zeros()[: array.shape[0] // count] for name, array in spec.items()}
+    self.names = frozenset(self._batch)
 
   def __next__(self) -> Any:
     """A batch."""

@@ -48,12 +48,6 @@ class Flow:
     """d path / d time, the same at all times: the target of the network."""
     return data - (1 - self.sigma_min) * noise
 
-  def data_from_velocity(
-    self, velocity: Float[Array, "b ..."], x: Float[Array, "b ..."], time: FlowTime
-  ) -> Float[Array, "b ..."]:
-    """The data at the end of the straight line through `x` at `time` with this velocity."""
-    return self.sigma(time, ndim=x.ndim) * velocity + (1 - self.sigma_min) * x
-
   def velocity_from_data(
     self, data: Float[Array, "b ..."], x: Float[Array, "b ..."], time: FlowTime
   ) -> Float[Array, "b ..."]:

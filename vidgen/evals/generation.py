@@ -16,6 +16,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from vidgen import config as cfg
@@ -85,7 +86,8 @@ def generate(
     remove_leftovers(folder)
   inputs = text_inputs(stage, [p.text for p in prompts], tokenizer=tokenizer, fps=fps)
   length = inputs["text"].shape[1]
-  cut = [len(tokenizer.encode(p.text)) > length - 1 for p in prompts]
+  too_long = [len(tokenizer.encode(p.text)) > length - 1 for p in prompts]
+  cut = (np.array(too_long, bool) | np.asarray(jax.jit(stage.text_cut)(inputs))).tolist()
   made = {o.index: hashed for o in origins if (hashed := _finished(directory, o)) is not None}
   reused = len(made)
 

@@ -1,4 +1,4 @@
-"""The ShapesWorld probe: reads back from pixels what a clip shows, and scores it against a prompt.
+"""The ShapesWorld probe: reads back from pixels what a clip shows, and judges it by a prompt.
 
 Analysis by synthesis with plain image processing, no training. The background is the one of the
 world's that explains most pixels. What differs from it is explained as a mixture of the background
@@ -12,7 +12,7 @@ Clips: [t, h, w, 3], t >= 8, sides >= 16, bytes or floats in [-1, 1].
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -281,49 +281,3 @@ def judge(reading: Reading, wanted: Mapping[str, Any]) -> dict[str, bool]:
       )
   right["all"] = all(right.get(name, True) for name in ASKED)
   return right
-
-
-def score(
-  videos: Sequence[np.ndarray] | np.ndarray,
-  attributes: Sequence[Mapping[str, Any]],
-  *,
-  fps: float,
-) -> dict[str, Any]:
-  """Scores clips against what their prompts asked for.
-
-  Args:
-    videos: clips of one shape, [t, h, w, 3] each.
-    attributes: for each clip what was asked for, as in `shapes_world.attributes`.
-    fps: frames per second of all clips.
-
-  Returns:
-    "accuracy": shares of clips for shape, colour, motion, background and "all" four together;
-    "extra": the same for size, speed and count, over the clips whose prompt names them;
-    "protocol": what a comparison must have in common.
-
-  Raises:
-    ValueError: no clips, or lengths or shapes that differ.
-  """
-  if not len(videos) or len(videos) != len(attributes):
-    raise ValueError(f"{len(videos)} clips and {len(attributes)} prompts")
-  if len({v.shape for v in videos}) != 1:
-    raise ValueError("clips of one score must have one shape")
-  judged = [judge(read_clip(v, fps=fps), a) for v, a in zip(videos, attributes, strict=True)]
-
-  def share(name: str) -> float | None:
-    values = [j[name] for j in judged if name in j]
-    return sum(values) / len(values) if values else None
-
-  frames, height, width, _ = videos[0].shape
-  return {
-    "accuracy": {name: share(name) for name in (*ASKED, "all")},
-    "extra": {name: share(name) for name in EXTRA},
-    "protocol": {
-      "metric": "shapes_probe",
-      "version": VERSION,
-      "resolution": [height, width],
-      "frames": frames,
-      "fps": fps,
-      "samples": len(videos),
-    },
-  }

@@ -36,6 +36,19 @@ def word_slots(
   return jnp.where(inside, word, -1), index - start
 
 
+def words_cut(
+  tokens: Int[Array, "b l"], mask: Bool[Array, "b l"], *, words: int
+) -> Bool[Array, " b"]:
+  """Which texts have more words than `words`, so that `word_slots` drops bytes of theirs.
+
+  The end of text, though a word of its own, does not count: where it alone is dropped, all of the
+  text is read.
+  """
+  word, _ = word_slots(tokens, mask, words=words)
+  letters = mask & (tokens != SPACE) & (tokens != END)
+  return (letters & (word < 0)).any(axis=1)
+
+
 class ByteWordEncoder(nn.Module):
   """Bytes to one vector a word, then a small transformer over the words.
 

@@ -100,6 +100,13 @@ class Stage(Protocol):
     """Latents to video [b, t, h, w, c] in [-1, 1]; the last part of `sample`."""
     ...
 
+  def text_cut(self, batch: Batch) -> jax.Array:
+    """Which texts are longer than this stage reads, beyond what tokenising already cut; bool [b].
+
+    `batch` may be what `loss` or what `sample` eats.
+    """
+    ...
+
   def batch_spec(self, batch_size: int, bucket: str = "video") -> BatchSpec:
     """Names, shapes, dtypes and logical axes of what `loss` eats."""
     ...

@@ -16,7 +16,7 @@ from vidgen.errors import ConfigError
 from vidgen.models.movie_gen_dit import MovieGenDiT, forward_flops
 from vidgen.nn.partition import axes_of, unboxed
 from vidgen.nn.patches import grid_of
-from vidgen.nn.words import END, ByteWordEncoder, word_encoder_flops
+from vidgen.nn.words import END, ByteWordEncoder, word_encoder_flops, words_cut
 from vidgen.systems.stage import ArraySpec, Batch, BatchSpec, Metrics, Params, SampleSettings
 
 
@@ -219,8 +219,10 @@ class T2VStage:
     """The mean squared error of the velocity over batch and elements.
 
     Metrics: "loss", and "loss_time_0" to "loss_time_3", the loss within each quarter of time.
-    These are unbiased means, which may be averaged over batches of any size: an example counts by
-    the inverse of the probability of its quarter.
+    With a text encoder also "text_cut", the share of captions that are longer than is read: they
+    have more words, or they fill all bytes, among them those that just fit, as a caption that was
+    cut looks the same. These are unbiased means, which may be averaged over batches of any size: an
+    example counts by the inverse of the probability of its quarter.
     """
     data = batch["video" if self.config.latent is None else "latents"].astype(jnp.float32)
     noise, time = jax.vmap(lambda key: self._draw(key, data.shape[1:]))(rng)
@@ -238,6 +240,8 @@ class T2VStage:
       inside = (time.value >= low) & (time.value < high)
       probability = self.times.probability(low, high)
       metrics[f"loss_time_{i}"] = jnp.mean(losses * inside) / max(probability, 1e-9)
+    if self.encoder is not None:
+      metrics["text_cut"] = jnp.mean(self.text_cut(batch) | batch["text_mask"].all(axis=1))
     return losses.mean(), metrics
 
   def _draw(self, rng, shape):
@@ -304,6 +308,12 @@ class T2VStage:
     if self.config.latent is not None:
       raise ConfigError("these latents are an autoencoder's: its stage decodes them")
     return jnp.clip(latents, -1, 1)
+
+  def text_cut(self, batch: Batch) -> Bool[Array, " b"]:
+    """Which texts have more words than the text encoder reads; none of embeddings, read whole."""
+    if self.encoder is None:
+      return jnp.zeros(len(next(iter(batch.values()))), bool)
+    return words_cut(batch["text"], batch["text_mask"], words=self.encoder.words)
 
   def batch_spec(self, batch_size: int, bucket: str = "video") -> BatchSpec:
     """What `loss` eats, for one bucket.
