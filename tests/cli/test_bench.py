@@ -26,9 +26,9 @@ SMALL = [
 def test_figures_are_of_the_steps_asked_for_and_consistent(tmp_path, capsys, monkeypatch):
   out = tmp_path / "bench.json"
   monkeypatch.setattr(bench, "TURNS", 2)  # each traces the step anew, which takes seconds
-  assert main(["bench", "--steps", "10", "--warmup", "2", "--json", str(out), *SMALL]) == 0
+  assert main(["bench", "--steps", "10", "--warmup", "3", "--json", str(out), *SMALL]) == 0
   figures = json.loads(out.read_text())
-  assert figures["steps"] == 10 and figures["warmup_steps"] == 2 and figures["batch_size"] == 8
+  assert figures["steps"] == 10 and figures["warmup_steps"] == 3 and figures["batch_size"] == 8
   assert figures["loop_over_bare"] == figures["loop_seconds"] / figures["bare_seconds"]
   assert 0 < figures["warmup_seconds"] and 0 <= figures["data_wait"] < 1
   printed = capsys.readouterr().out
@@ -58,7 +58,7 @@ def test_a_stall_now_and_then_is_seen_though_most_steps_are_quick():
   quiet = {"train.save_every": 0, "train.eval_every": 0, "train.sheet_every": 0}
   config = load_config(TINY, {**quiet, **parse_overrides(SMALL)})
   figures = bench.measure(
-    resolve(config), open_data=lambda programs, _: Stalling(programs), steps=10, warmup=2, turns=1
+    resolve(config), open_data=lambda programs, _: Stalling(programs), steps=10, warmup=3, turns=1
   )
   late = 2 * Stalling.seconds / 10  # a step: of any ten batches in a row two are late
   assert figures["steps"] == 10 and figures["loop_seconds"] >= late
@@ -67,7 +67,7 @@ def test_a_stall_now_and_then_is_seen_though_most_steps_are_quick():
   assert figures["loop_median_seconds"] < figures["loop_seconds"]  # it tells nothing of them
 
 
-@pytest.mark.parametrize("option", [["--steps", "5"], ["--warmup", "0"]])
+@pytest.mark.parametrize("option", [["--steps", "5"], ["--warmup", "2"]])
 def test_too_few_steps_are_refused(option, capsys):
   assert main(["bench", *option]) == 2
   assert f"{option[0]} must be at least" in capsys.readouterr().err
