@@ -13,7 +13,7 @@ import pytest
 from trained_run import params, write_run
 
 from vidgen.cli import main
-from vidgen.evals.samples import file_sha256
+from vidgen.inputs.storage import file_sha256
 from vidgen.interop import run_exported
 from vidgen.interop.safetensors import load_safetensors
 

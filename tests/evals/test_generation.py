@@ -12,9 +12,10 @@ from trained_run import experiment, params, stage
 
 from vidgen.errors import ConfigError, NonFiniteError
 from vidgen.evals.generation import generate, text_inputs
-from vidgen.evals.samples import SampleOrigin, file_sha256, read_samples
+from vidgen.evals.samples import SampleOrigin, read_samples
 from vidgen.inputs.decode import decode_video
 from vidgen.inputs.prompts import Prompt
+from vidgen.inputs.storage import file_sha256
 from vidgen.inputs.text import ByteTokenizer
 from vidgen.systems.sampling import Sampler
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from vidgen.errors import DataError
-from vidgen.evals.samples import SampleRecord, file_sha256, read_samples, write_records
+from vidgen.evals.samples import SampleRecord, read_samples, write_records
+from vidgen.inputs.storage import file_sha256
 from vidgen.media.video import write_mp4
 from vidgen.systems import SampleSettings
 

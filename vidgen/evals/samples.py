@@ -6,7 +6,6 @@ of unknown origin when they are read: file names in them are checked before they
 
 import collections
 import dataclasses
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from vidgen import config as cfg
 from vidgen.errors import ConfigError, DataError
 from vidgen.inputs.decode import Limits, decode_video
 from vidgen.inputs.quarantine import BadSample
+from vidgen.inputs.storage import file_sha256
 from vidgen.systems import SampleSettings
 from vidgen.whole_file import write_whole
 
@@ -193,9 +193,3 @@ def write_records(directory: Path, records: Sequence[SampleRecord]) -> None:
   """Writes `samples.jsonl`, so that it is either absent or whole."""
   lines = "".join(f"{cfg.canonical_json(record)}\n" for record in records)
   write_whole(directory / FILE, lines.encode())
-
-
-def file_sha256(path: Path) -> str:
-  """SHA-256 of a file's content, in hex."""
-  with open(path, "rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()

@@ -20,7 +20,7 @@ import safetensors.numpy
 
 from vidgen import config as cfg
 from vidgen.errors import CheckpointError, ConfigError
-from vidgen.evals.samples import file_sha256
+from vidgen.inputs.storage import file_sha256
 from vidgen.interop.parameters import Origin, check_finite, matched, named
 from vidgen.systems import make_stage
 from vidgen.train.experiment import from_plain
