@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 import vidgen.nn.attention
+import vidgen.nn.flash
 from vidgen.nn.attention import MultiHeadAttention, attention
 from vidgen.nn.embeddings import FactorisedPositions, timestep_embedding
+from vidgen.nn.flash import flash
 from vidgen.nn.linear import SwiGLU
 from vidgen.nn.norm import LayerNorm, RMSNorm
 from vidgen.nn.partition import unboxed
@@ -62,7 +64,7 @@ def test_swiglu_equals_llamas():
   close(out, FIXTURE["mlp/out"])
 
 
-@pytest.mark.parametrize("long", [False, True], ids=["einsum", "head by head"])
+@pytest.mark.parametrize("long", [False, True], ids=["einsum", "flash"])
 def test_attention_equals_pytorchs(monkeypatch, long):
   if long:
     monkeypatch.setattr(vidgen.nn.attention, "LONG", 0)
@@ -82,6 +84,31 @@ def test_gradients_of_attention_do_not_depend_on_its_form(monkeypatch):
   short = jax.grad(value, argnums=(0, 1, 2))(q, k, v)
   monkeypatch.setattr(vidgen.nn.attention, "LONG", 0)
   jax.tree.map(close, short, jax.grad(value, argnums=(0, 1, 2))(q, k, v))
+
+
+@pytest.mark.parametrize("rows", [1, 4, 6], ids=["row by row", "4 and 2 rows", "one chunk"])
+def test_flash_in_chunks_equals_einsum_with_gradients(monkeypatch, rows):
+  """Also where a sample has no key at all, and where the last chunk is not full."""
+  q, k, v = qkv()
+  monkeypatch.setattr(vidgen.nn.flash, "SCORES", 2 * 7 * rows)  # of 2 samples with 7 keys
+  mask = jnp.arange(7) < jnp.array([[0], [5]])
+
+  def value(attend):
+    return jax.value_and_grad(lambda *x: jnp.sum(jnp.sin(attend(*x))), argnums=(0, 1, 2))
+
+  for m in (None, mask):
+    want = value(lambda q, k, v, m=m: attention(q, k, v, mask=m))(q, k, v)
+    jax.tree.map(close, want, value(lambda q, k, v, m=m: flash(q, k, v, m))(q, k, v))
+
+
+def test_memory_of_flash_does_not_grow_with_the_square_of_the_tokens():
+  def temporaries(s):
+    x = jax.ShapeDtypeStruct((1, s, 1, 16), jnp.float32)
+    loss = jax.grad(lambda q, k, v: flash(q, k, v, None).sum(), argnums=(0, 1, 2))
+    return jax.jit(loss).lower(x, x, x).compile().memory_analysis().temp_size_in_bytes
+
+  assert temporaries(16384) < 4 * 4 * vidgen.nn.flash.SCORES  # scores of 16,384 rows: 1 GiB
+  assert temporaries(16384) < 3 * temporaries(8192)
 
 
 def test_masked_keys_have_no_influence():
