@@ -8,7 +8,7 @@ endif
 STAMP := .venv/stamp-$(VERSION)-$(shell cat $(LOCK) setup.py 2>/dev/null | cksum | cut -d' ' -f1)
 BIN := .venv/bin
 WORKERS ?= 2
-# twenty minutes to an hour on two cores
+# an hour on the slower of the README's two machines
 SCORE_STEPS ?= 5000
 
 .PHONY: setup demo scores test soak lint bench lock clean

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "inputs"))
 from shards import image_set, video_set  # noqa: E402 (found by the line above)
 from test_loop import digests  # noqa: E402 (sorted with it)
 
-from vidgen.errors import CheckpointError  # noqa: E402 (likewise)
+from vidgen.errors import CheckpointError, DataError  # noqa: E402 (likewise)
 from vidgen.train.data import ShardData  # noqa: E402 (likewise)
 
 
@@ -104,6 +104,20 @@ def test_every_bucket_is_evaluated(shards, tmp_path):
   inputs = dataclasses.replace(one.inputs, buckets=(video, short))
   data = open_data(dataclasses.replace(one, inputs=inputs), shards, tmp_path)
   assert [b["video"].shape[1] for b in data.held_out(4)] == [video.frames] * 2 + [1] * 2
+
+
+def test_held_out_clips_too_short_for_one_bucket_are_not_bad(tmp_path):
+  root = video_set(tmp_path / "data", shards=1, per_shard=8, frames=4, size=(8, 8))
+  video_set(root, shards=1, per_shard=8, frames=4, size=(8, 8), split="held_out")
+  one = small()
+  short, *_ = one.inputs.buckets
+  # every clip fits `short` and none `long`: that is told, and no clip is called bad for it
+  long = dataclasses.replace(short, name="long", frames=64)
+  inputs = dataclasses.replace(one.inputs, buckets=(short, long))
+  data = open_data(dataclasses.replace(one, inputs=inputs), root, tmp_path)
+  with pytest.raises(DataError, match="bucket 'long': .* too short for it"):
+    data.held_out(2)
+  assert not (tmp_path / "quarantine.jsonl").exists()
 
 
 def test_another_worker_count_or_data_set_is_refused_unless_told(shards, tmp_path):

@@ -38,6 +38,7 @@ def make_dataset(
   batch_size: int,
   seed: int,
   split: str = "train",
+  bucket: str | None = None,
   repeat: bool = True,
   process_index: int = 0,
   process_count: int = 1,
@@ -45,9 +46,9 @@ def make_dataset(
 ) -> "Batches":
   """The batches of one process, as numpy arrays: video, text, text_mask, fps (as in `Loader`).
 
-  `batch_size` is global. With `repeat=False` each bucket is read once, one bucket after another,
-  and what does not fill a batch is left out. Bad samples are replaced by others and written to
-  `quarantine_path`.
+  `batch_size` is global. With `bucket`, only batches of that one are made. With `repeat=False` each
+  bucket is read once, one bucket after another, and what does not fill a batch is left out. Bad
+  samples are replaced by others and written to `quarantine_path`.
 
   Raises:
     ConfigError: the batch does not divide among the processes.
@@ -57,11 +58,12 @@ def make_dataset(
     raise ConfigError(f"batch size {batch_size} does not divide among {process_count} processes")
   if not 0 <= process_index < process_count:
     raise ConfigError(f"process {process_index} of {process_count}")
-  sources = {b.name: open_source(directory, subset=b.subset, split=split) for b in config.buckets}
+  buckets = [b for b in config.buckets if bucket in (None, b.name)]
+  sources = {b.name: open_source(directory, subset=b.subset, split=split) for b in buckets}
   if quarantine_path is None:
     folder = f"vidgen-{uuid.uuid4().hex}"  # made only when there is something to write
     quarantine_path = os.path.join(tempfile.gettempdir(), folder, "quarantine.jsonl")
-  total = sum({b.subset: len(sources[b.name]) for b in config.buckets}.values())
+  total = sum({b.subset: len(sources[b.name]) for b in buckets}.values())
   budget = Budget(count=config.bad_count, fraction=config.bad_fraction, total=total)
   shards = {shard for source in sources.values() for shard in source.shards}
   quarantine = Quarantine(quarantine_path, budget=budget, shards=shards)
@@ -73,16 +75,16 @@ def make_dataset(
   loader = Loader(config, sources=sources, quarantine=quarantine, seed=seed, in_work=in_work)
   local = batch_size // process_count
   orders = []
-  for bucket in config.buckets:
-    length = len(sources[bucket.name])
+  for one in buckets:
+    length = len(sources[one.name])
     count = ENDLESS if repeat else length // batch_size * process_count
-    order = _Order(bucket.name, length=length, size=local, seed=seed, shuffle=config.shuffle)
+    order = _Order(one.name, length=length, size=local, seed=seed, shuffle=config.shuffle)
     batches = grain.MapDataset.range(count).map(order)
     orders.append(batches.slice(slice(process_index, None, process_count)))
   if len(orders) == 1:
     plans = orders[0]
   elif repeat:
-    weights = np.asarray([bucket.weight for bucket in config.buckets])
+    weights = np.asarray([one.weight for one in buckets])
     plans = grain.MapDataset.mix(orders, list(weights / weights.sum()))
   else:
     plans = grain.MapDataset.concatenate(orders)
@@ -95,7 +97,7 @@ def make_dataset(
     "repeat": repeat,
     "workers": config.workers,
     "whole_clips": config.cache_bytes > 0,  # decides which damaged clips are found out
-    "data": digest({b.subset: sources[b.name].describe() for b in config.buckets}),
+    "data": digest({b.subset: sources[b.name].describe() for b in buckets}),
     "inputs": {
       f.name: plain(getattr(config, f.name))
       for f in dataclasses.fields(config)

@@ -35,13 +35,13 @@ class ShardData:
   ):
     self._config, self._directory, self._seed = config, directory, seed
     self._batch_size = batch_size
-    self._held_out: dict[str, InputConfig] = {}  # by the bucket whose clips they describe
+    self._held_out: list[str] = []  # buckets that have such clips
     held_out: dict[str, Any] = {}
     for bucket in config.buckets:
-      still = dataclasses.replace(config, buckets=(bucket,), workers=0, **STILL)
+      alone = dataclasses.replace(config, buckets=(bucket,))
       try:
-        held_out |= describe_data(still, directory, split="held_out")
-        self._held_out[bucket.name] = still
+        held_out |= describe_data(alone, directory, split="held_out")
+        self._held_out.append(bucket.name)
       except NoSuchSplit as error:
         held_out[bucket.subset] = None
         if jax.process_index() == 0:
@@ -111,8 +111,9 @@ class ShardData:
     self, bucket: str, batches: int, batch_size: int, *, process: int, of: int
   ) -> list[HostBatch]:
     dataset = make_dataset(
-      self._held_out[bucket],
+      dataclasses.replace(self._config, workers=0, **STILL),
       self._directory,
+      bucket=bucket,
       batch_size=batch_size,
       seed=self._seed,
       split="held_out",
