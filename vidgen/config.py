@@ -104,7 +104,7 @@ def build(cls: type[T], tree: Any, *, path: str = "config") -> T:
   if not isinstance(tree, Mapping | ConfigDict):
     raise ConfigError(f"{path}: expected a group of keys, got {tree!r}")
   hints = typing.get_type_hints(cls)
-  fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+  fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]  # callers pass dataclasses
   unknown = sorted(set(tree) - set(fields))
   if unknown:
     raise ConfigError(f"{path}.{unknown[0]}: unknown key; known are {', '.join(sorted(fields))}")
@@ -139,7 +139,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
       raise ConfigError(f"{path}: {value!r} is not one of {', '.join(map(str, arguments))}")
     return value
   if dataclasses.is_dataclass(hint):
-    return build(hint, value, path=path)  # type: ignore[arg-type]
+    return build(hint, value, path=path)  # type: ignore[arg-type]  # a dataclass, as just seen
   if origin in (tuple, list):
     if not isinstance(value, list | tuple):
       raise ConfigError(f"{path}: expected a list, got {value!r}")
