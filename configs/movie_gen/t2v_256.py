@@ -22,7 +22,8 @@ SIZES = {
 
 RULES = [
   ["batch", ["data", "fsdp"]],
-  ["tokens", "context"],
+  ["tokens", ["context", "tensor"]],
+  ["sequence", "context"],
   ["embed", "fsdp"],
   ["heads", "tensor"],
   ["mlp", "tensor"],

@@ -25,7 +25,8 @@ SHAPES = [(768, 768), (576, 1024), (1024, 576), (640, 896), (896, 640)]
 
 RULES = [
   ["batch", ["data", "fsdp"]],
-  ["tokens", "context"],
+  ["tokens", ["context", "tensor"]],
+  ["sequence", "context"],
   ["embed", "fsdp"],
   ["heads", "tensor"],
   ["mlp", "tensor"],

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from vidgen.config import load_config, plain
-from vidgen.dist.rules import partition_spec
+from vidgen.dist.mesh import on_mesh
 from vidgen.models.movie_gen_dit import MovieGenDiT, forward_flops
-from vidgen.nn.partition import activation_rules, axes_of, unboxed
+from vidgen.nn.partition import axes_of, partition_spec, unboxed
 from vidgen.nn.patches import grid_of
 from vidgen.systems import make_stage
 
@@ -341,7 +341,7 @@ def test_any_mesh_gives_the_same_output_by_the_shipped_rules(shape):
   boxed = jax.eval_shape(network.init, jax.random.key(0), *arguments)["params"]
   shardings = jax.tree.map(
     lambda p, axes: jax.sharding.NamedSharding(
-      mesh, partition_spec(p.shape, axes, mesh=mesh, rules=rules)
+      mesh, partition_spec(p.shape, axes, mesh=mesh.shape, rules=rules)
     ),
     unboxed(boxed),
     axes_of(boxed),
@@ -350,7 +350,7 @@ def test_any_mesh_gives_the_same_output_by_the_shipped_rules(shape):
   assert [axis for axis in query if axis] == [
     axis for axis, size in (("fsdp", shape[1]), ("tensor", shape[2])) if size > 1
   ]
-  with jax.set_mesh(mesh), activation_rules(rules):
+  with on_mesh(mesh, rules=rules):
     lowered = jax.jit(network.apply).lower(
       {"params": jax.device_put(params, shardings)}, *arguments
     )

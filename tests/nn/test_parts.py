@@ -86,21 +86,6 @@ def test_gradients_of_attention_do_not_depend_on_its_form(monkeypatch):
   jax.tree.map(close, short, jax.grad(value, argnums=(0, 1, 2))(q, k, v))
 
 
-@pytest.mark.parametrize("rows", [1, 4, 6], ids=["row by row", "4 and 2 rows", "one chunk"])
-def test_flash_in_chunks_equals_einsum_with_gradients(monkeypatch, rows):
-  """Also where a sample has no key at all, and where the last chunk is not full."""
-  q, k, v = qkv()
-  monkeypatch.setattr(vidgen.nn.flash, "SCORES", 2 * 7 * rows)  # of 2 samples with 7 keys
-  mask = jnp.arange(7) < jnp.array([[0], [5]])
-
-  def value(attend):
-    return jax.value_and_grad(lambda *x: jnp.sum(jnp.sin(attend(*x))), argnums=(0, 1, 2))
-
-  for m in (None, mask):
-    want = value(lambda q, k, v, m=m: attention(q, k, v, mask=m))(q, k, v)
-    jax.tree.map(close, want, value(lambda q, k, v, m=m: flash(q, k, v, m))(q, k, v))
-
-
 def test_memory_of_flash_does_not_grow_with_the_square_of_the_tokens():
   def temporaries(s):
     x = jax.ShapeDtypeStruct((1, s, 1, 16), jnp.float32)

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from trained_run import experiment, params, stage
 
-from vidgen.dist.mesh import MeshConfig, make_mesh
+from vidgen.dist.mesh import MeshConfig, make_mesh, on_mesh
 from vidgen.dist.rules import DEFAULT_RULES, batch_shardings, state_shardings
-from vidgen.nn.partition import activation_rules
 from vidgen.train.state import TRAIN, example_keys
 from vidgen.train.step import gradient
 
@@ -48,7 +47,10 @@ def alone():
     (4, MeshConfig(data=2, tensor=2), 2),
     (8, MeshConfig(data=8), 1),
     (8, MeshConfig(data=2, fsdp=2, tensor=2), 1),
+    (8, MeshConfig(data=1, fsdp=8), 1),
     (8, MeshConfig(data=2, fsdp=2, context=2), 1),
+    (8, MeshConfig(data=1, fsdp=2, context=2, tensor=2), 1),
+    (8, MeshConfig(data=1, context=2, tensor=4), 1),
   ],
 )
 def test_loss_and_gradient_do_not_depend_on_the_mesh(count, mesh_config, accumulate):
@@ -56,7 +58,7 @@ def test_loss_and_gradient_do_not_depend_on_the_mesh(count, mesh_config, accumul
   layout = {"params": params(), "mesh": mesh, "rules": DEFAULT_RULES}
   shardings = state_shardings(params(), stage().logical_axes(), **layout)
   data = batch_shardings(stage().batch_spec(SIZE), mesh=mesh, rules=DEFAULT_RULES)
-  with jax.set_mesh(mesh), activation_rules(DEFAULT_RULES):
+  with on_mesh(mesh, rules=DEFAULT_RULES):
     program = jax.jit(loss_and_gradient, static_argnums=2, out_shardings=(None, None, shardings))
     arguments = jax.device_put(params(), shardings), jax.device_put(batch(), data)
     loss, metrics, gradients = program(*arguments, accumulate)

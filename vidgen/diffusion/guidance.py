@@ -23,11 +23,13 @@ def guided(
   both = _stack(conditional, null)
 
   def prediction(x: Array, time: PyTree) -> Array:
-    with_text, without = jnp.split(predict(_stack(x, x), _stack(time, time), both), 2)
-    return without + scale * (with_text - without)
+    pairs = predict(_stack(x, x), _stack(time, time), both)
+    pairs = pairs.reshape(-1, 2, *pairs.shape[1:])
+    return pairs[:, 1] + scale * (pairs[:, 0] - pairs[:, 1])
 
   return prediction
 
 
 def _stack(a: PyTree, b: PyTree) -> PyTree:
-  return jax.tree.map(lambda x, y: jnp.concatenate([x, y]), a, b)
+  """Both passes of an example side by side, so that a batch that is split over devices stays so."""
+  return jax.tree.map(lambda x, y: jnp.stack([x, y], axis=1).reshape(-1, *x.shape[1:]), a, b)

@@ -1,9 +1,8 @@
 """From logical axis names to shardings: the rules are data in the config.
 
-A rule is (logical name, mesh axis | several | None). For each dimension of an array the first rule
-of its name is taken whose mesh axes are still free in this array and divide the dimension. So a
-parameter's dimension that does not divide is left whole, and `check_sharded` bounds how much that
-may be. A batch is never left whole: what does not divide there is an error.
+`nn.partition.partition_spec` reads the rules. A parameter's dimension that does not divide is left
+whole, and `check_sharded` bounds how much that may be. A batch is never left whole: what does not
+divide there is an error.
 
 Activations get their layout from `nn.partition.constrain` at block boundaries, under the same
 rules. Do not leave it out: with parameters split over several axes and activations left to the
@@ -18,14 +17,14 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vidgen.errors import ConfigError
+from vidgen.nn.partition import Rules, mesh_axes, partition_spec
 from vidgen.systems.stage import ArraySpec
-
-Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
 
 # What a config means that gives no rules.
 DEFAULT_RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
   ("batch", ("data", "fsdp")),
-  ("tokens", "context"),
+  ("tokens", ("context", "tensor")),
+  ("sequence", "context"),
   ("embed", "fsdp"),
   ("heads", "tensor"),
   ("mlp", "tensor"),
@@ -33,42 +32,13 @@ DEFAULT_RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
 )
 
 
-def _axes(target: str | tuple[str, ...] | None) -> tuple[str, ...]:
-  if target is None:
-    return ()
-  return (target,) if isinstance(target, str) else target
-
-
 def check_rules(rules: Rules, mesh: Mesh) -> None:
   """Raises ConfigError when a rule names an axis that the mesh does not have."""
   for logical, target in rules:
-    for axis in _axes(target):
+    for axis in mesh_axes(target):
       if axis not in mesh.shape:
         known = ", ".join(mesh.axis_names)
         raise ConfigError(f"config.rules: {logical!r} -> {axis!r}: mesh axes are {known}")
-
-
-def partition_spec(
-  shape: Sequence[int], axes: Sequence[str | None], *, mesh: Mesh, rules: Rules
-) -> PartitionSpec:
-  """The layout of one array of `shape` whose dimensions are named `axes`."""
-  if len(shape) != len(axes):
-    raise ConfigError(f"logical axes {tuple(axes)} do not fit an array of shape {tuple(shape)}")
-  used: set[str] = set()
-  parts: list[Any] = []
-  for size, logical in zip(shape, axes, strict=True):
-    part = ()
-    for name, target in rules:
-      mesh_axes = _axes(target)
-      shards = math.prod(mesh.shape[a] for a in mesh_axes)
-      if name == logical and size % shards == 0 and not used & set(mesh_axes):
-        part = tuple(a for a in mesh_axes if mesh.shape[a] > 1)
-        break
-    used.update(part)
-    parts.append(part[0] if len(part) == 1 else part or None)
-  while parts and parts[-1] is None:
-    parts.pop()
-  return PartitionSpec(*parts)
 
 
 def _is_axes(leaf: Any) -> bool:
@@ -117,7 +87,7 @@ def state_shardings(state: Any, logical_axes: Any, *, params: Any, mesh: Mesh, r
         kept = _kept_dimensions(shapes[path[start:]], leaf.shape)
         if kept is not None:
           names = [names[i] for i in kept]
-          spec = partition_spec(leaf.shape, names, mesh=mesh, rules=rules)
+          spec = partition_spec(leaf.shape, names, mesh=mesh.shape, rules=rules)
           return NamedSharding(mesh, spec)
     return NamedSharding(mesh, PartitionSpec())
 
@@ -146,14 +116,14 @@ def batch_shardings(
   shardings = {}
   for name, array in spec.items():
     for size, logical in zip(array.shape, array.axes, strict=True):
-      options = [_axes(t) for n, t in rules if n == logical]
+      options = [mesh_axes(t) for n, t in rules if n == logical]
       shards = [math.prod(mesh.shape[a] for a in o) for o in options]
       if shards and all(size % n for n in shards):
         raise ConfigError(
           f"batch {name!r}: {logical} of {size} does not divide over {shards[0]} devices"
           f" ({', '.join(options[0])}); change train.batch_size or config.mesh"
         )
-    layout = partition_spec(array.shape, array.axes, mesh=mesh, rules=rules)
+    layout = partition_spec(array.shape, array.axes, mesh=mesh.shape, rules=rules)
     shardings[name] = NamedSharding(mesh, layout)
   return shardings
 
@@ -178,7 +148,7 @@ def check_sharded(state: Any, shardings: Any, *, tolerance: float = 0.02) -> Non
   whole = [
     (array.nbytes, path_name(path))
     for (path, array), sharding in zip(flat, promised, strict=True)
-    if not model_axes & {axis for part in sharding.spec for axis in _axes(part)}
+    if not model_axes & {axis for part in sharding.spec for axis in mesh_axes(part)}
   ]
   total = sum(array.nbytes for _, array in flat)
   share = sum(size for size, _ in whole) / max(total, 1)

@@ -1,17 +1,73 @@
-"""Attention. `attention` is the one entry: the choice of kernel is made here and nowhere else."""
+"""Attention. `attention` is the one entry: kernel and sequence parallelism are chosen here, by the
+platform and the mesh that a program is traced for, and nowhere else.
+"""
+
+import contextlib
+import contextvars
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator
+from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Int
 
-from vidgen.nn.flash import flash
+from vidgen.nn.kernels import KERNELS, LANES
 from vidgen.nn.norm import RMSNorm
+from vidgen.nn.partition import ambient_mesh, layout, mesh_axes
+from vidgen.nn.sequence_parallel import METHODS
 from vidgen.nn.weights import fan_in, weight
 
-# Above so many scores a head, `flash` is used: less memory, and on CPU less time (with gradients
-# 418 against 643 ms, the best of 9 at batch 2, 1024 x 1024, 8 heads of 64, on two EPYC cores).
+# Above so many scores a head, plain einsum loses to `flash`, in memory and, on CPU, in time
+# (63.7 against 41.9 ms at 1024 x 1024, 8 heads).
 LONG = 512 * 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionConfig:
+  """Which kernel computes attention and how tokens that are split over devices find each other.
+
+  kernel: "auto" takes splash on TPU, cuDNN on NVIDIA where it works, otherwise plain XLA: einsum
+    for few scores, `flash` for many.
+  sequence: "auto" takes Ulysses where the heads divide over the devices, otherwise the gather.
+  """
+
+  kernel: Literal["auto", "dense", "flash", "cudnn", "splash"] = "auto"
+  sequence: Literal["auto", "ulysses", "gather", "ring"] = "auto"
+
+
+class Choices:
+  """What `attention` is to use, and what it has picked: text by the shape of the call."""
+
+  def __init__(self, config: AttentionConfig, *, platform: str):
+    self.config = config
+    self.platform = platform  # "cpu", "tpu" or "gpu": what is compiled for, not what compiles
+    self.picked: dict[str, str] = {}
+
+  def __str__(self) -> str:
+    return "; ".join(f"{how} for {call}" for call, how in self.picked.items())
+
+
+_CHOICES: contextvars.ContextVar[Choices | None] = contextvars.ContextVar("choices", default=None)
+
+
+@contextlib.contextmanager
+def attention_choices(config: AttentionConfig, *, platform: str) -> Iterator[Choices]:
+  """While a program is traced in this context, `attention` follows `config` for `platform`.
+
+  jax keeps what it has traced by function and arguments, not by this context: a jitted function
+  belongs to the context in which it is first called.
+  """
+  choices = Choices(config, platform={"cuda": "gpu", "rocm": "gpu"}.get(platform, platform))
+  token = _CHOICES.set(choices)
+  try:
+    yield choices
+  finally:
+    _CHOICES.reset(token)
 
 
 def attention(
@@ -20,27 +76,121 @@ def attention(
   v: Float[Array, "b l n k"],
   *,
   mask: Bool[Array, "b l"] | None = None,
+  ids: tuple[Int[Array, "b s"], Int[Array, "b l"]] | None = None,
+  key_axis: str | None = None,
 ) -> Float[Array, "b s n k"]:
   """softmax(q k^T / sqrt(k)) v, bidirectional; scores and softmax are float32.
 
-  `mask` is True for the keys to attend to. A row none of whose keys is True gets zeros, so that
-  a conditioning sequence may be absent altogether. The result has the dtype of `q`.
+  `mask` is True for the keys to attend to; with `ids`, segments of the queries and of the keys, a
+  query attends to keys of its own segment only. A query without any key gets zeros, so that a
+  conditioning sequence may be absent altogether. `key_axis` is the logical name of the keys' token
+  axis: "sequence" where it is split over devices as the queries' is (self-attention), None where
+  every device has all keys. The result has the dtype of `q`.
+
+  Raises:
+    ValueError: the kernel or the method that the context asks for cannot do this shape.
   """
-  if q.shape[1] * k.shape[1] < LONG:
-    return _attend(q, k, v, mask)
-  return flash(q, k, v, mask)
+  choices = _CHOICES.get() or Choices(AttentionConfig(), platform=jax.default_backend())
+  if max(ambient_mesh().values(), default=1) > 1:
+    return _on_mesh(choices, q, k, v, mask, ids, key_axis)
+  kernel = _kernel(choices, q, k, ids)
+  choices.picked[_spell(q, k)] = kernel
+  return KERNELS[kernel](q, k, v, mask, ids)
 
 
-def _attend(q, k, v, mask=None):
-  scores = jnp.einsum("bsnk,blnk->bnsl", q, k, preferred_element_type=jnp.float32)
-  scores = scores * (q.shape[-1] ** -0.5)
-  if mask is not None:
-    # A finite minimum keeps a fully masked row free of NaN; the second `where` makes it zero.
-    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
-  weights = jax.nn.softmax(scores, axis=-1)
-  if mask is not None:
-    weights = jnp.where(mask[:, None, None], weights, 0.0)
-  return jnp.einsum("bnsl,blnk->bsnk", weights.astype(v.dtype), v)
+def _on_mesh(choices, q, k, v, mask, ids, key_axis):
+  """One device's part is computed on that device; tokens that do not divide are filled up."""
+  (b, s, n, _), length = q.shape, k.shape[1]
+  axes = mesh_axes(_split(q, even=False)[1])
+  mesh = ambient_mesh()
+  parts = math.prod(mesh[a] for a in axes)
+  keys = parts if key_axis is not None else 1
+  more, more_keys = -s % parts, -length % keys
+  if more_keys:
+    mask = jnp.ones((b, length), bool) if mask is None else mask
+    mask = jnp.pad(mask, ((0, 0), (0, more_keys)))
+  fill = functools.partial(_fill, axis=1)
+  q, k, v = fill(q, more), fill(k, more_keys), fill(v, more_keys)
+  ids = None if ids is None else (fill(ids[0], more), fill(ids[1], more_keys))
+
+  batch, tokens, heads = _split(q)
+  key_tokens = None if key_axis is None else tokens
+  spec = P(batch, tokens, heads), P(batch, key_tokens, heads), P(batch, key_tokens, heads)
+  mask_spec = None if mask is None else P(batch, key_tokens)
+  ids_spec = None if ids is None else (P(batch, tokens), P(batch, key_tokens))
+
+  def here(q, k, v, mask, ids):
+    """On one device's part."""
+    if keys == 1:
+      kernel = _kernel(choices, q, k, ids)
+      method, run = "", KERNELS[kernel]
+    else:
+      method = _method(choices, heads=q.shape[2], parts=parts)
+      whole = parts * k.shape[1]
+      kernel = _kernel(
+        choices, q, k, ids, queries=whole if method == "ulysses" else None, keys=whole
+      )
+      kernel = "flash" if method == "ring" else kernel
+      run = functools.partial(METHODS[method], KERNELS[kernel], axes=axes)
+      method = f", {method} over {' x '.join(f'{a} {mesh[a]}' for a in axes)}"
+    choices.picked[_spell(q, k, s=s, length=length, heads=n)] = kernel + method
+    return run(q, k, v, mask, ids)
+
+  out = jax.shard_map(
+    here, in_specs=(*spec, mask_spec, ids_spec), out_specs=spec[0], check_vma=False
+  )(q, k, v, mask, ids)
+  return out[:, :s]
+
+
+def _split(q, *, even: bool = True):
+  """The mesh axes over which examples, tokens and heads are split."""
+  spec = layout(q.shape, ("batch", "sequence", "heads", None), even=even) or ()
+  return (*spec, None, None, None)[:3]
+
+
+def _fill(x, count, *, axis):
+  return x if not count else jnp.pad(x, [(0, count if i == axis else 0) for i in range(x.ndim)])
+
+
+def _spell(q, k, *, s=None, length=None, heads=None):
+  s, length, heads = s or q.shape[1], length or k.shape[1], heads or q.shape[2]
+  return f"{s} x {length} tokens, {heads} heads of {q.shape[3]}"
+
+
+def _method(choices: Choices, *, heads: int, parts: int) -> str:
+  wanted = choices.config.sequence
+  if wanted == "auto":
+    return "gather" if heads % parts else "ulysses"
+  if wanted == "ulysses" and heads % parts:
+    raise ValueError(f"ulysses: {heads} heads of a device do not divide over {parts} devices")
+  return wanted
+
+
+def _kernel(choices: Choices, q, k, ids, *, queries: int | None = None, keys: int | None = None):
+  """The name of the kernel for so many queries and keys of the dtype and head size of q."""
+  wanted = choices.config.kernel
+  if wanted != "auto":
+    return wanted
+  queries, keys = queries or q.shape[1], keys or k.shape[1]
+  if choices.platform == "tpu" and queries >= LANES and keys >= LANES:
+    return "splash"
+  if choices.platform == "gpu" and _cudnn_works(q.dtype, q.shape[3]):
+    return "cudnn"
+  return "dense" if queries * keys < LONG else "flash"
+
+
+@functools.cache
+def _cudnn_works(dtype, head_size: int) -> bool:
+  """Whether cuDNN is there and takes such heads: found out by tracing it, which costs little."""
+  if dtype not in (jnp.bfloat16, jnp.float16):
+    return False
+  x = jax.ShapeDtypeStruct((1, 128, 1, head_size), dtype)
+  loss = lambda q, k, v: KERNELS["cudnn"](q, k, v, None, None).astype(jnp.float32).sum()  # noqa: E731 (one line)
+  try:
+    jax.eval_shape(jax.grad(loss, argnums=(0, 1, 2)), x, x, x)
+  except (RuntimeError, ValueError, NotImplementedError):
+    return False
+  return True
 
 
 class MultiHeadAttention(nn.Module):
@@ -75,7 +225,9 @@ class MultiHeadAttention(nn.Module):
       axes=["heads", "kv", "embed"],
       init=fan_in(2),
     )
-    return jnp.einsum("bsnk,nkd->bsd", attention(q, k, v, mask=mask), out.astype(x.dtype))
+    key_axis = "sequence" if context is x else None
+    y = attention(q, k, v, mask=mask, key_axis=key_axis)
+    return jnp.einsum("bsnk,nkd->bsd", y, out.astype(x.dtype))
 
   def _projection(self, name: str, x: jax.Array) -> jax.Array:
     shape = [x.shape[-1], self.heads, self.head_size]

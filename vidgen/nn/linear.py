@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
+from vidgen.nn.partition import constrain
 from vidgen.nn.weights import Initializer, fan_in, weight, zeros
 
 
@@ -43,4 +44,5 @@ class SwiGLU(nn.Module):
     gate = Linear(self.hidden, axes=("embed", "mlp"), use_bias=False, name="gate")(x)
     up = Linear(self.hidden, axes=("embed", "mlp"), use_bias=False, name="up")(x)
     down = Linear(x.shape[-1], axes=("mlp", "embed"), use_bias=False, name="down")
-    return down(jax.nn.silu(gate) * up)
+    hidden = jax.nn.silu(gate) * up
+    return down(constrain(hidden, axes=("batch", "sequence", "mlp")) if x.ndim == 3 else hidden)

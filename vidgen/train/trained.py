@@ -12,10 +12,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from vidgen import config as cfg
-from vidgen.dist.mesh import MeshConfig, make_mesh, resolve_mesh
+from vidgen.dist.mesh import MeshConfig, make_mesh, on_mesh, resolve_mesh
 from vidgen.dist.rules import batch_shardings, state_shardings
 from vidgen.errors import CheckpointError, ConfigError
-from vidgen.nn.partition import activation_rules
 from vidgen.systems import ArraySpec, SampleSettings, Stage, make_stage
 from vidgen.train.checkpoint import Checkpoints
 from vidgen.train.experiment import Experiment, from_plain
@@ -59,7 +58,7 @@ class Trained:
   @contextlib.contextmanager
   def mesh_context(self) -> Iterator[None]:
     """Where programs that use these parameters are to be traced and run."""
-    with jax.set_mesh(self.mesh), activation_rules(self.experiment.rules):
+    with on_mesh(self.mesh, rules=self.experiment.rules, attention=self.experiment.attention):
       yield
 
   def batch_sharding(self, batch_size: int) -> tuple[int, NamedSharding]:

@@ -1,0 +1,137 @@
+"""Attention: every kernel and every way of splitting tokens over devices equals plain einsum."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vidgen.dist.mesh import MeshConfig, make_mesh, on_mesh
+from vidgen.dist.rules import DEFAULT_RULES
+from vidgen.nn import flash as flash_module
+from vidgen.nn.attention import AttentionConfig, attention, attention_choices
+from vidgen.nn.kernels import dense, flash, splash
+
+
+def arrays(s, length, *, b=2, n=4, size=8):
+  rng = np.random.default_rng(s)
+  shapes = (b, s, n, size), (b, length, n, size), (b, length, n, size)
+  return [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes]
+
+
+def restrictions(s, length, *, b=2):
+  """Masks and segments by name; the first example has no key at all."""
+  rng = np.random.default_rng(length)
+  mask = jnp.asarray(rng.random((b, length)) < 0.6).at[0].set(False)
+  queries = jnp.asarray(rng.integers(0, 3, (b, s)), jnp.int32)
+  keys = queries if s == length else jnp.asarray(rng.integers(0, 3, (b, length)), jnp.int32)
+  ids = queries, keys
+  return {"all": (None, None), "mask": (mask, None), "ids": (None, ids), "both": (mask, ids)}
+
+
+def value_and_gradients(attend, q, k, v):
+  def both(*x):
+    return attend(*x), jax.grad(lambda *y: jnp.sin(attend(*y)).sum(), (0, 1, 2))(*x)
+
+  return jax.device_get(jax.jit(both)(q, k, v))
+
+
+def equal(got, want, tolerance=1e-5):
+  close = functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance)
+  jax.tree.map(close, got, want)
+
+
+@pytest.mark.parametrize("seen", ["all", "mask", "ids", "both"])
+@pytest.mark.parametrize("tokens", [(13, 13), (16, 24)], ids=str)
+@pytest.mark.parametrize("scores", [1 << 23, 240], ids=["one chunk", "chunks"])
+def test_flash_equals_einsum(tokens, seen, scores, monkeypatch):
+  monkeypatch.setattr(flash_module, "SCORES", scores)
+  mask, ids = restrictions(*tokens)[seen]
+  want = value_and_gradients(lambda *x: dense(*x, mask, ids), *arrays(*tokens))
+  got = value_and_gradients(lambda *x: flash(*x, mask, ids), *arrays(*tokens))
+  equal(got, want)
+  if seen in ("mask", "both"):
+    assert not np.any(got[0][0])  # no key: zero, not a mean
+
+
+@pytest.mark.parametrize("seen", ["all", "both"])
+def test_splash_equals_einsum(seen):
+  """Interpreted; tokens and head size that are no multiple of what the kernel takes."""
+  tokens = 200, 300
+  mask, ids = restrictions(*tokens)[seen]
+  qkv = arrays(*tokens, n=2, size=64)
+  want = value_and_gradients(lambda *x: dense(*x, mask, ids), *qkv)
+  got = value_and_gradients(lambda *x: splash(*x, mask, ids, interpret=True), *qkv)
+  equal(got, want)
+
+
+MESHES = {
+  "fsdp 8": MeshConfig(data=1, fsdp=8),
+  "fsdp 2, context 2, tensor 2": MeshConfig(data=1, fsdp=2, context=2, tensor=2),
+  "context 2, tensor 4": MeshConfig(data=1, context=2, tensor=4),
+  "context 8": MeshConfig(data=1, context=8),
+}
+
+
+@pytest.mark.parametrize("seen", ["all", "both"])
+@pytest.mark.parametrize("tokens", [16, 13])
+@pytest.mark.parametrize(
+  ("mesh", "sequence", "picked"),
+  [
+    ("fsdp 8", "auto", "dense"),
+    ("fsdp 2, context 2, tensor 2", "ulysses", "dense, ulysses over context 2"),
+    ("fsdp 2, context 2, tensor 2", "gather", "dense, gather over context 2"),
+    ("fsdp 2, context 2, tensor 2", "ring", "flash, ring over context 2"),
+    ("context 2, tensor 4", "auto", "dense, gather over context 2"),  # one head a device
+    ("context 8", "auto", "dense, gather over context 8"),
+    ("context 8", "ring", "flash, ring over context 8"),
+  ],
+)
+def test_split_tokens_give_what_one_device_gives(mesh, sequence, picked, tokens, seen):
+  mask, ids = restrictions(tokens, tokens, b=8)[seen]
+  qkv = arrays(tokens, tokens, b=8)
+  want = value_and_gradients(lambda *x: dense(*x, mask, ids), *qkv)
+  config = AttentionConfig(sequence=sequence)
+  with on_mesh(make_mesh(MESHES[mesh]), rules=DEFAULT_RULES, attention=config) as choices:
+    got = value_and_gradients(
+      lambda *x: attention(*x, mask=mask, ids=ids, key_axis="sequence"), *qkv
+    )
+  equal(got, want)
+  assert choices.picked == {f"{tokens} x {tokens} tokens, 4 heads of 8": picked}
+
+
+def test_cross_attention_on_a_mesh_needs_no_exchange():
+  mask, _ = restrictions(13, 7)["mask"]
+  qkv = arrays(13, 7)
+  want = value_and_gradients(lambda *x: dense(*x, mask, None), *qkv)
+  mesh = make_mesh(MESHES["fsdp 2, context 2, tensor 2"])
+  with on_mesh(mesh, rules=DEFAULT_RULES) as choices:
+    equal(value_and_gradients(lambda *x: attention(*x, mask=mask), *qkv), want)
+  assert str(choices) == "dense for 13 x 7 tokens, 4 heads of 8"
+
+
+def test_ulysses_needs_heads_that_divide():
+  q, k, v = arrays(16, 16)
+  config = AttentionConfig(sequence="ulysses")
+  with on_mesh(make_mesh(MESHES["context 8"]), rules=DEFAULT_RULES, attention=config):
+    with pytest.raises(ValueError, match="4 heads of a device do not divide over 8 devices"):
+      jax.jit(lambda *x: attention(*x, key_axis="sequence"))(q, k, v)
+
+
+def trace(config, *, platform, tokens, dtype=jnp.bfloat16):
+  x = jax.ShapeDtypeStruct((1, tokens, 2, 128), dtype)
+  with attention_choices(config, platform=platform) as choices:
+    jax.make_jaxpr(lambda *x: attention(*x))(x, x, x)  # a new function: traces are kept by function
+  return list(choices.picked.values())[0]
+
+
+def test_auto_picks_by_platform_and_size():
+  auto = AttentionConfig()
+  assert trace(auto, platform="cpu", tokens=64) == "dense"
+  assert trace(auto, platform="cpu", tokens=1024) == "flash"
+  assert trace(auto, platform="tpu", tokens=1024) == "splash"
+  assert trace(auto, platform="tpu", tokens=64) == "dense"
+  # without libcudnn, and for float32 in any case, the chunked form runs everywhere
+  assert trace(auto, platform="cuda", tokens=1024, dtype=jnp.float32) == "flash"
+  assert trace(AttentionConfig(kernel="flash"), platform="tpu", tokens=64) == "flash"
