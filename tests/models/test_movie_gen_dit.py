@@ -103,7 +103,7 @@ def test_output_and_gradients_equal_pytorchs(gradients):
     close(actual[name], value)
 
 
-@pytest.mark.parametrize("remat", ["full", "dots", "names"])
+@pytest.mark.parametrize("remat", ["full", "attention", "dots", "names", "offload"])
 def test_remat_changes_nothing(gradients, remat):
   jax.tree.map(
     lambda a, b: close(a, b, 1e-5), gradients(SMALL), gradients(SMALL.clone(remat=remat))

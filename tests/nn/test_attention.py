@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vidgen.dist.flops import count_flops
 from vidgen.dist.mesh import MeshConfig, make_mesh, on_mesh
 from vidgen.dist.rules import DEFAULT_RULES
 from vidgen.nn import flash as flash_module
 from vidgen.nn.attention import AttentionConfig, attention, attention_choices
 from vidgen.nn.kernels import dense, flash, splash
+from vidgen.nn.remat import POLICIES
 
 
 def arrays(s, length, *, b=2, n=4, size=8):
@@ -135,3 +137,26 @@ def test_auto_picks_by_platform_and_size():
   # without libcudnn, and for float32 in any case, the chunked form runs everywhere
   assert trace(auto, platform="cuda", tokens=1024, dtype=jnp.float32) == "flash"
   assert trace(AttentionConfig(kernel="flash"), platform="tpu", tokens=64) == "flash"
+
+
+@pytest.mark.parametrize(("policy", "runs"), [("full", 2), ("attention", 1), ("names", 1)])
+@pytest.mark.parametrize("mesh", ["one device", "fsdp 2, context 2, tensor 2"])
+def test_remat_by_name_does_not_run_the_forward_kernel_again(policy, runs, mesh):
+  """Forward two products of the size of the scores, backward seven in splash's two kernels."""
+
+  def layer(q, w):
+    x = q @ w
+    return attention(x, x, x, key_axis="sequence") @ w
+
+  def loss(q, w):
+    return jnp.sin(jax.checkpoint(layer, policy=POLICIES[policy])(q, w)).sum()
+
+  q = jax.ShapeDtypeStruct((2, 256, 4, 128), jnp.float32)
+  w = jax.ShapeDtypeStruct((128, 128), jnp.float32)
+  config = MESHES.get(mesh, MeshConfig())
+  devices = jax.devices()[: 8 if mesh in MESHES else 1]
+  splash = AttentionConfig(kernel="splash")
+  with on_mesh(make_mesh(config, devices=devices), rules=DEFAULT_RULES, attention=splash):
+    work = count_flops(jax.grad(loss, (0, 1)), q, w)
+  product = 2 * 2 * 256 * 256 * 4 * 128
+  assert work.kernels == (2 * runs + 7) * product

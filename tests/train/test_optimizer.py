@@ -7,10 +7,11 @@ import optax
 import pytest
 
 from vidgen.errors import ConfigError
-from vidgen.train.ema import ema_decay, update_ema
+from vidgen.train.ema import ema_decay, stochastic_bfloat16, update_ema
 from vidgen.train.experiment import OptimizerConfig
 from vidgen.train.optimizer import learning_rate, make_optimizer, trainable
 
+RNG = jax.random.key(0)  # of no use to a float32 average
 PARAMS = {
   "blocks": {
     "kernel": jnp.ones((2, 4, 6)),
@@ -155,7 +156,7 @@ def test_the_average_has_its_closed_form():
   values = np.random.default_rng(0).normal(size=6).astype(np.float32)
   ema = {"w": jnp.float32(values[0])}
   for value in values[1:]:
-    ema = update_ema(ema, {"w": jnp.float32(value)}, decay=jnp.float32(0.8))
+    ema = update_ema(ema, {"w": jnp.float32(value)}, decay=jnp.float32(0.8), rng=RNG)
   weights = np.array([0.8**5, *(0.2 * 0.8**k for k in range(4, -1, -1))])
   assert float(ema["w"]) == pytest.approx(float(weights @ values), rel=1e-5)
 
@@ -170,5 +171,28 @@ def test_a_parameter_that_never_moves_keeps_its_average_bit_equal():
   value = {"w": jnp.float32([0.1, 1 / 3, 1e-30])}
   ema = value
   for _ in range(50):
-    ema = update_ema(ema, value, decay=jnp.float32(0.999))
+    ema = update_ema(ema, value, decay=jnp.float32(0.999), rng=RNG)
   np.testing.assert_array_equal(ema["w"], value["w"])
+
+
+def test_an_average_in_bfloat16_keeps_moving():
+  """Steps of a 256th of what bfloat16 resolves: rounded to the nearest, it would stand still."""
+  ema, params = {"w": jnp.ones(4096, jnp.bfloat16)}, {"w": jnp.full(4096, 2.0)}
+  decay = jnp.float32(1 - 2**-15)
+  update = jax.jit(update_ema)
+  for step in range(256):
+    rng = jax.random.fold_in(jax.random.key(1), step)
+    ema = update(ema, params, decay=decay, rng=rng)
+  want = 2 - (1 - 2**-15) ** 256  # 1.0078
+  assert float(jnp.mean(ema["w"].astype(jnp.float32))) == pytest.approx(want, abs=5e-4)
+  assert ema["w"].dtype == jnp.bfloat16
+
+
+def test_stochastic_rounding_takes_one_of_the_neighbours():
+  x = jnp.array([1.0, 1 + 2**-9, -1 - 2**-9, 3e38, jnp.inf, jnp.nan], jnp.float32)
+  out = stochastic_bfloat16(jnp.broadcast_to(x, (1000, 6)), jax.random.key(0))
+  out = np.asarray(out.astype(jnp.float32))
+  assert set(out[:, 0]) == {1.0}  # what bfloat16 holds stays
+  assert set(out[:, 1]) == {1.0, 1 + 2**-7} and set(out[:, 2]) == {-1.0, -1 - 2**-7}
+  assert np.mean(out[:, 1]) == pytest.approx(1 + 2**-9, abs=1e-3)
+  assert np.all(np.isinf(out[:, 4])) and np.all(np.isnan(out[:, 5]))

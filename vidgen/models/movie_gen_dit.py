@@ -17,7 +17,7 @@ from vidgen.nn.linear import Linear, SwiGLU
 from vidgen.nn.norm import LayerNorm, RMSNorm
 from vidgen.nn.partition import constrain
 from vidgen.nn.patches import Grid, grid_of, patchify, unpatchify
-from vidgen.nn.remat import checkpoint_name, rematerialised
+from vidgen.nn.remat import RematPolicy, checkpoint_name, rematerialised
 from vidgen.nn.weights import weight, zeros
 
 TIME_WIDTH = 256  # of the sinusoidal embedding
@@ -37,7 +37,7 @@ class Block(nn.Module):
   def __call__(
     self,
     x: Float[Array, "b s d"],
-    positions: Float[Array, "s d"],
+    positions: Float[Array, "b s d"],
     modulation: Float[Array, "b m d"],
     context: Float[Array, "b l d"],
     mask: Bool[Array, "b l"],
@@ -62,15 +62,16 @@ class Block(nn.Module):
     x = x + positions.astype(x.dtype)
     y = RMSNorm(self.norm_epsilon, name="self_attention_norm")(x)
     y = modulate(y, shift=shift_1, scale=scale_1)
-    y = MultiHeadAttention(**attend, name="self_attention")(y, y)
+    y = constrain(MultiHeadAttention(**attend, name="self_attention")(y, y), axes=STREAM)
     x = x + gate_1.astype(x.dtype) * checkpoint_name(y, "self_attention")
 
     y = MultiHeadAttention(**attend, name="cross_attention")(x, context, mask=mask)
+    y = constrain(y, axes=STREAM)
     x = x + checkpoint_name(y, "cross_attention")
 
     y = RMSNorm(self.norm_epsilon, name="mlp_norm")(x)
     y = modulate(y, shift=shift_2, scale=scale_2)
-    y = SwiGLU(self.mlp_width, name="mlp")(y)
+    y = constrain(SwiGLU(self.mlp_width, name="mlp")(y), axes=STREAM)
     x = x + gate_2.astype(x.dtype) * checkpoint_name(y, "mlp")
     return constrain(x, axes=STREAM), None
 
@@ -107,7 +108,7 @@ class MovieGenDiT(nn.Module):
   pooled_text: bool = False
   per_layer_modulation: bool = False
   dtype: str = "bfloat16"
-  remat: str = "full"
+  remat: RematPolicy = "full"
   scan_unroll: int = 1
 
   @nn.compact
@@ -128,17 +129,19 @@ class MovieGenDiT(nn.Module):
       raise ValueError(f"text streams {sorted(text)} are not {sorted(self.text_widths)}")
     d, dtype = self.width, jnp.dtype(self.dtype)
     grid = grid_of(latents.shape[1:4], patch=self.patch)
-    x = patchify(latents.astype(dtype), patch=self.patch)
-    x = Linear(d, axes=(None, "embed"), name="patch_in")(x)
+    x = constrain(patchify(latents.astype(dtype), patch=self.patch), axes=STREAM)
+    x = constrain(Linear(d, axes=(None, "embed"), name="patch_in")(x), axes=STREAM)
     positions = FactorisedPositions(
       self.max_grid, d, init_scale=self.position_scale, name="positions"
     )(grid)
+    # One for each example: gradients are summed over the batch after the layers, not in each.
+    positions = constrain(jnp.broadcast_to(positions, x.shape), axes=STREAM)
 
     streams = []
     for name in sorted(self.text_widths):
       y = Linear(d, axes=("text", "embed"), name=f"text_{name}")(text[name].astype(dtype))
       streams.append(LayerNorm(name=f"text_{name}_norm")(y))
-    context = jnp.concatenate(streams, axis=1)
+    context = constrain(jnp.concatenate(streams, axis=1), axes=("batch", None, None))
     mask = jnp.concatenate([text_masks[name] for name in sorted(self.text_widths)], axis=1)
 
     # Conditioning on time stays float32: it is small, and it scales every activation.
@@ -149,11 +152,13 @@ class MovieGenDiT(nn.Module):
       weights = mask / jnp.maximum(mask.sum(axis=1, keepdims=True), 1)
       pooled = jnp.sum(weights[:, :, None] * context, axis=1, dtype=jnp.float32)
       condition = condition + Linear(d, axes=("embed", "embed_out"), name="text_pooled")(pooled)
+    condition = constrain(condition, axes=("batch", None))
     if self.per_layer_modulation:
       modulation = condition[:, None]
     else:
       linear = Linear(6 * d, axes=("embed", "embed_out"), init=zeros, name="modulation")
       modulation = linear(jax.nn.silu(condition)).reshape(-1, 6, d)
+    modulation = constrain(modulation, axes=("batch", None, None))
 
     blocks = nn.scan(
       rematerialised(Block, policy=self.remat),

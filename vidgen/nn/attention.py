@@ -31,8 +31,8 @@ LONG = 512 * 1024
 class AttentionConfig:
   """Which kernel computes attention and how tokens that are split over devices find each other.
 
-  kernel: "auto" takes splash on TPU, cuDNN on NVIDIA where it works, otherwise plain XLA: einsum
-    for few scores, `flash` for many.
+  kernel: "auto" takes splash on TPU, cuDNN on NVIDIA where it works and no segments are given,
+    otherwise plain XLA: einsum for few scores, `flash` for many.
   sequence: "auto" takes Ulysses where the heads divide over the devices, otherwise the gather.
   """
 
@@ -174,7 +174,7 @@ def _kernel(choices: Choices, q, k, ids, *, queries: int | None = None, keys: in
   queries, keys = queries or q.shape[1], keys or k.shape[1]
   if choices.platform == "tpu" and queries >= LANES and keys >= LANES:
     return "splash"
-  if choices.platform == "gpu" and _cudnn_works(q.dtype, q.shape[3]):
+  if choices.platform == "gpu" and ids is None and _cudnn_works(q.dtype, q.shape[3]):
     return "cudnn"
   return "dense" if queries * keys < LONG else "flash"
 
@@ -185,7 +185,8 @@ def _cudnn_works(dtype, head_size: int) -> bool:
   if dtype not in (jnp.bfloat16, jnp.float16):
     return False
   x = jax.ShapeDtypeStruct((1, 128, 1, head_size), dtype)
-  loss = lambda q, k, v: KERNELS["cudnn"](q, k, v, None, None).astype(jnp.float32).sum()  # noqa: E731 (one line)
+  mask = jnp.ones((1, 128), bool)
+  loss = lambda q, k, v: KERNELS["cudnn"](q, k, v, mask, None).astype(jnp.float32).sum()  # noqa: E731 (one line)
   try:
     jax.eval_shape(jax.grad(loss, argnums=(0, 1, 2)), x, x, x)
   except (RuntimeError, ValueError, NotImplementedError):

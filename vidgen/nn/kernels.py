@@ -32,15 +32,22 @@ def dense(q, k, v, mask, ids):
 
 
 def cudnn(q, k, v, mask, ids):
-  """NVIDIA's fused kernel, for bfloat16 and float16 on Ampere and later."""
-  return _zero_without_keys(
-    jax.nn.dot_product_attention(q, k, v, mask=_mask4(mask, ids), implementation="cudnn"), mask, ids
-  )
+  """NVIDIA's fused kernel, for bfloat16 and float16 on Ampere and later.
 
-
-def _mask4(mask, ids):
-  seen = visible(ids, mask)
-  return None if seen is None else seen[:, None]
+  It takes a number of keys an example but no mask of them, so those to attend to are moved to the
+  front, which softmax does not notice. Segments cost an array of queries by keys.
+  """
+  options: dict[str, Any] = {}
+  if ids is not None:
+    seen = jnp.broadcast_to(visible(ids, mask)[:, None], (q.shape[0], 1, q.shape[1], k.shape[1]))
+    options = {"mask": seen}
+  elif mask is not None:
+    order = jnp.argsort(~mask, axis=1, stable=True)[:, :, None, None]
+    k, v = jnp.take_along_axis(k, order, axis=1), jnp.take_along_axis(v, order, axis=1)
+    count = jnp.maximum(mask.sum(axis=1, dtype=jnp.int32), 1)  # where there is none, zeroed below
+    options = {"key_value_seq_lengths": count}
+  out = jax.nn.dot_product_attention(q, k, v, **options, implementation="cudnn")
+  return _zero_without_keys(out, mask, ids)
 
 
 def _zero_without_keys(out, mask, ids):

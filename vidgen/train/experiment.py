@@ -11,6 +11,7 @@ from vidgen.config import build, plain
 from vidgen.dist.mesh import MeshConfig
 from vidgen.dist.rules import DEFAULT_RULES
 from vidgen.inputs.config import InputConfig
+from vidgen.nn.attention import AttentionConfig
 from vidgen.systems import SampleSettings, stage_config
 
 
@@ -77,8 +78,10 @@ class TrainConfig:
   ema_warmup: see `ema.ema_decay`; 1 means none. max_bad_steps: non-finite steps in a row that end
   the run. A cadence of 0 means never. keep: checkpoints kept, beside those of every
   `keep_every` steps. peak_flops: FLOP/s of one device,
-  the base of the reported utilisation; None takes it from `dist.peaks`. unsharded_tolerance: see
-  `dist.rules.check_sharded`.
+  the base of the reported utilisation; None takes it from `dist.devices`. unsharded_tolerance: see
+  `dist.rules.check_sharded`. hang_seconds: without a step for so long the process ends, with exit
+  code 6; 0 means never (`hang.Watchdog`). ema_dtype: see `ema.update_ema`. offload: what lies in
+  the host's memory while it is not used, for devices that are short of it.
   """
 
   seed: int = 0
@@ -88,6 +91,8 @@ class TrainConfig:
   optimizer: OptimizerConfig = OptimizerConfig()
   ema_decay: float = 0.9999
   ema_warmup: int = 10
+  ema_dtype: Literal["float32", "bfloat16"] = "float32"
+  offload: tuple[Literal["optimizer", "ema"], ...] = ()
   max_bad_steps: int = 10
   log_every: int = 10
   save_every: int = 1000
@@ -99,6 +104,7 @@ class TrainConfig:
   sheet_count: int = 8
   peak_flops: float | None = None
   unsharded_tolerance: float = 0.02
+  hang_seconds: float = 1800.0
 
   def __post_init__(self):
     _positive(self, "steps", "batch_size", "accumulate", "ema_warmup", "max_bad_steps", "log_every")
@@ -112,6 +118,8 @@ class TrainConfig:
       )
     if min(self.save_every, self.keep_every, self.eval_every, self.sheet_every) < 0:
       raise ValueError("save_every, keep_every, eval_every and sheet_every must not be negative")
+    if self.hang_seconds < 0:
+      raise ValueError(f"hang_seconds must not be negative, got {self.hang_seconds}")
     if self.peak_flops is not None and self.peak_flops <= 0:
       raise ValueError(f"peak_flops must be positive, got {self.peak_flops}")
 
@@ -132,7 +140,9 @@ class Experiment:
   stage: StageConfig
   inputs: InputConfig
   train: TrainConfig
+  topology: str = ""  # the devices that mesh and batch are meant for, as `vidgen plan` spells them
   mesh: MeshConfig = MeshConfig()
+  attention: AttentionConfig = AttentionConfig()
   rules: tuple[tuple[str, str | tuple[str, ...] | None], ...] = DEFAULT_RULES
   sample: SampleSettings = SampleSettings()
 
@@ -162,8 +172,10 @@ def from_plain(tree: Mapping[str, Any]) -> Experiment:
 # `train.steps`, by which a run is extended: a decaying learning rate then follows the new length.
 FREE = (
   "name",
+  "topology",
   "sample",
   "mesh",
+  "attention",
   "rules",
   "train.steps",
   "train.log_every",
@@ -177,11 +189,25 @@ FREE = (
   "train.max_bad_steps",
   "train.peak_flops",
   "train.unsharded_tolerance",
+  "train.hang_seconds",
+  "train.offload",
   "inputs.bad_count",
   "inputs.bad_fraction",
   "inputs.threads",
   "inputs.prefetch",
 )
+
+
+# What the order of the examples, or what is made of them, hangs on; "data" is the data set itself.
+_OF_DATA = ("data", "inputs", "train.batch_size", "train.seed")
+
+
+def moves_data(key: str) -> bool:
+  """Whether allowing a change of `key` also allows a data position of another pipeline."""
+  return key == "all" or any(
+    key == name or name.startswith(f"{key}.") or key.startswith((f"{name}.", f"{name}["))
+    for name in _OF_DATA
+  )
 
 
 def refused(lines: list[str], *, allowed: tuple[str, ...]) -> list[str]:

@@ -1,17 +1,19 @@
 """The compiled programs of an experiment on a mesh, and how arrays lie in them."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vidgen.dist.rules import batch_shardings, state_shardings
 from vidgen.errors import ConfigError, DataError
 from vidgen.systems.sampling import input_spec, sample
-from vidgen.systems.stage import BatchSpec, Metrics, Params, Stage
+from vidgen.systems.stage import ArraySpec, BatchSpec, Metrics, Params, Stage
 from vidgen.train.experiment import Experiment
 from vidgen.train.metrics import means
 from vidgen.train.optimizer import make_optimizer
@@ -22,7 +24,7 @@ HostBatch = Mapping[str, np.ndarray]
 
 
 class Programs:
-  """Programs by bucket, compiled ahead of time; to be used under `jax.set_mesh(mesh)`.
+  """Programs by bucket, compiled ahead of time; to be used under `dist.mesh.on_mesh`.
 
   abstract: the training state as ShapeDtypeStructs with shardings; shardings: those alone.
   specs: for every bucket in use, the global batch; devices split it as `config.rules` say.
@@ -38,10 +40,16 @@ class Programs:
     params = jax.eval_shape(stage.init, jax.random.key(0))
     self.tx = make_optimizer(config.optimizer, steps=config.steps, params=params, axes=axes)
     self._init = functools.partial(
-      init_state, config.seed, stage=stage, tx=self.tx, frozen=config.optimizer.frozen
+      init_state,
+      config.seed,
+      stage=stage,
+      tx=self.tx,
+      frozen=config.optimizer.frozen,
+      ema_dtype=config.ema_dtype,
     )
     abstract = jax.eval_shape(self._init)
-    self.shardings = state_shardings(abstract, axes, params=params, mesh=mesh, rules=rules)
+    self._on_device = state_shardings(abstract, axes, params=params, mesh=mesh, rules=rules)
+    self.shardings = _offloaded(self._on_device, config.offload)
     self.abstract = jax.tree.map(
       lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
       abstract,
@@ -72,18 +80,41 @@ class Programs:
     Raises:
       ConfigError: the compiler finds that the step does not fit into the devices' memory.
     """
-    step = functools.partial(train_step, stage=self.stage, tx=self.tx, config=self.experiment.train)
+    return compiled(self.trace_train(bucket), name=f"the step for bucket {bucket!r}")
+
+  def trace_train(self, bucket: str) -> jax.stages.Traced:
+    """The train step before it is compiled, for `self.abstract` and a batch of the bucket."""
+
+    def step(state: TrainState, batch: Mapping[str, jax.Array]) -> tuple[TrainState, Metrics]:
+      state = self._fetch(state, self._on_device)
+      return train_step(state, batch, stage=self.stage, tx=self.tx, config=self.experiment.train)
+
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, self.replicated))
-    lowered = jitted.lower(self.abstract, self._abstract_batch(bucket))
-    try:
-      return lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-      if "RESOURCE_EXHAUSTED" not in str(error):
-        raise
-      raise ConfigError(
-        f"the step for bucket {bucket!r} does not fit into memory: {str(error).splitlines()[0]}; "
-        "raise train.accumulate, lower train.batch_size, split more by config.mesh, or remat more"
-      ) from error
+    return jitted.trace(self.abstract, self._abstract_batch(bucket))
+
+  def trace_sample(self, batch_size: int) -> jax.stages.Traced:
+    """The program that makes latents for `batch_size` samples, spread as a batch is.
+
+    Raises:
+      ConfigError: the batch does not divide over the devices.
+    """
+    spec = input_spec(self.stage, batch_size)
+    spec["index"] = ArraySpec((batch_size,), np.uint32, ("batch",))
+    layout = batch_shardings(spec, mesh=self.mesh, rules=self.experiment.rules)
+    inputs = {name: array.struct(layout[name]) for name, array in spec.items()}
+    seed = jax.ShapeDtypeStruct((), np.uint32, sharding=self.replicated)
+    program = functools.partial(sample, stage=self.stage, settings=self.experiment.sample)
+    jitted = jax.jit(lambda ema, *rest: program(self._average(ema), *rest)["latents"])
+    return jitted.trace(self.abstract.ema, inputs, seed, inputs.pop("index"))
+
+  def _fetch(self, tree: Any, shardings: Any) -> Any:
+    """`tree` on the devices, wherever it lies between the steps."""
+    return jax.device_put(tree, shardings) if self.experiment.train.offload else tree
+
+  def _average(self, ema: Params) -> Params:
+    """The average as parameters to compute with: on the devices, in float32."""
+    ema = self._fetch(ema, self._on_device.ema)
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), ema)
 
   def _abstract_batch(self, bucket: str) -> dict[str, jax.ShapeDtypeStruct]:
     layout = self._layouts[bucket]
@@ -128,7 +159,7 @@ class Programs:
 
       def step(params: Params, batch: Mapping[str, jax.Array], index: jax.Array) -> Any:
         config = self.experiment.train
-        metrics = eval_step(params, batch, index, stage=self.stage, config=config)
+        metrics = eval_step(self._average(params), batch, index, stage=self.stage, config=config)
         return means(tuple(sorted(metrics))).single_from_model_output(**metrics)
 
       index = jax.ShapeDtypeStruct((), np.int32, sharding=self.replicated)
@@ -147,9 +178,41 @@ class Programs:
     )
     if self._sample is None:
       program = functools.partial(sample, stage=self.stage, settings=self.experiment.sample)
-      jitted = jax.jit(lambda *a: program(*a)["video"], out_shardings=self.replicated)
+      jitted = jax.jit(
+        lambda ema, *rest: program(self._average(ema), *rest)["video"],
+        out_shardings=self.replicated,
+      )
       self._sample = jitted.lower(params, *arguments).compile()
     return self._sample(params, *arguments)
+
+
+def _offloaded(shardings: TrainState, offload: tuple[str, ...]) -> TrainState:
+  fields = {"optimizer": "opt_state", "ema": "ema"}
+  host = {
+    fields[name]: jax.tree.map(
+      lambda s: s.with_memory_kind("pinned_host"), getattr(shardings, fields[name])
+    )
+    for name in offload
+  }
+  return dataclasses.replace(shardings, **host)
+
+
+def compiled(traced: jax.stages.Traced, *, name: str) -> jax.stages.Compiled:
+  """Compiles what was traced.
+
+  Raises:
+    ConfigError: the compiler finds that it does not fit into the devices' memory.
+  """
+  lowered = traced.lower()
+  try:
+    return lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    raise ConfigError(
+      f"{name} does not fit into memory: {str(error).splitlines()[0]}; "
+      "raise train.accumulate, lower train.batch_size, split more by config.mesh, or remat more"
+    ) from error
 
 
 @jax.jit

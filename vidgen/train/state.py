@@ -11,7 +11,7 @@ from vidgen.systems.stage import Stage
 from vidgen.train.optimizer import trainable
 
 # Purposes of random numbers, folded into (seed, step). A new use takes a new number.
-TRAIN, EVALUATE, INIT = 1, 2, 3
+TRAIN, EVALUATE, INIT, AVERAGE = 1, 2, 3, 4
 
 
 @flax.struct.dataclass
@@ -31,7 +31,12 @@ class TrainState:
 
 
 def init_state(
-  seed: int, *, stage: Stage, tx: optax.GradientTransformation, frozen: tuple[str, ...] = ()
+  seed: int,
+  *,
+  stage: Stage,
+  tx: optax.GradientTransformation,
+  frozen: tuple[str, ...] = (),
+  ema_dtype: str = "float32",
 ) -> TrainState:
   """A fresh state; a pure function of its arguments, to be run under jit with shardings."""
   params = stage.init(example_keys(seed, jnp.int32(0), purpose=INIT, count=1)[0])
@@ -39,7 +44,7 @@ def init_state(
   return TrainState(
     step=zero,
     params=params,
-    ema=jax.tree.map(jnp.copy, params),
+    ema=jax.tree.map(lambda p: jnp.array(p, ema_dtype), params),
     opt_state=tx.init(trainable(params, frozen=frozen)),
     bad_steps=zero,
     bad_total=zero,

@@ -12,7 +12,7 @@ from vidgen.systems.stage import Batch, Metrics, Params, Stage
 from vidgen.train.ema import ema_decay, update_ema
 from vidgen.train.experiment import TrainConfig
 from vidgen.train.optimizer import learning_rate, merge, trainable
-from vidgen.train.state import EVALUATE, TRAIN, TrainState, example_keys
+from vidgen.train.state import AVERAGE, EVALUATE, TRAIN, TrainState, example_keys
 
 
 def train_step(
@@ -49,7 +49,8 @@ def train_step(
 
   params = merge(optax.apply_updates(moving, updates), state.params)
   decay = ema_decay(state.step, decay=config.ema_decay, warmup=config.ema_warmup)
-  ema = update_ema(state.ema, params, decay=decay)
+  rng = example_keys(config.seed, state.step, purpose=AVERAGE, count=1)[0]
+  ema = update_ema(state.ema, params, decay=decay, rng=rng)
   new = (params, ema, opt_state)
   old = (state.params, state.ema, state.opt_state)
   params, ema, opt_state = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)

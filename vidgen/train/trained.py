@@ -93,10 +93,13 @@ def load_trained(
     shardings = state_shardings(
       shapes, stage.logical_axes(), params=shapes, mesh=mesh, rules=experiment.rules
     )
+    dtypes = {"ema": experiment.train.ema_dtype, "params": "float32"}
+    dtype = jax.numpy.dtype(dtypes[weights])
     like = jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, dtype, sharding=s), shapes, shardings
     )
     params = checkpoints.restore_params(weights, step=step, like=like)
+    params = jax.tree.map(lambda x: x.astype("float32"), params)
     digest = checkpoints.digests(step)[weights]
   except ConfigError as error:
     raise CheckpointError(f"{directory}: the stored config does not build: {error}") from error

@@ -16,6 +16,7 @@ from vidgen.errors import ConfigError
 from vidgen.models.movie_gen_dit import MovieGenDiT, forward_flops
 from vidgen.nn.partition import axes_of, unboxed
 from vidgen.nn.patches import grid_of
+from vidgen.nn.remat import RematPolicy
 from vidgen.nn.words import END, ByteWordEncoder, word_encoder_flops, words_cut
 from vidgen.systems.stage import ArraySpec, Batch, BatchSpec, Metrics, Params, SampleSettings
 
@@ -105,7 +106,7 @@ class T2VConfig:
   noise_floor: float = 0.05  # of the weight 1 / sigma^2 of "data"; not given by the paper
 
   dtype: Literal["float32", "bfloat16"] = "bfloat16"  # not given by the paper
-  remat: Literal["none", "full", "dots", "names"] = "full"  # not given by the paper
+  remat: RematPolicy = "full"  # not given by the paper; see `nn.remat`
   scan_unroll: int = 1
 
   def __post_init__(self):

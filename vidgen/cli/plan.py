@@ -1,0 +1,148 @@
+"""`vidgen plan`: compiles a config for devices that are not there and says what it will need.
+
+The compilers come with the extras plan-tpu and plan-gpu. Nothing runs; a laptop will do.
+"""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+EPILOG = """topologies: v5p:4x4x8 is a TPU slice by its chips (v4, v5e, v5p, v6e, v7x); 2*v5p:4x4x8
+two of them; h100:128 so many GPUs (a100-40gb, a100-80gb, h100, h200) in machines of eight"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """The arguments of the verb; further ones of the form --config.key=value override the config."""
+  parser.set_defaults(takes_overrides=True)
+  parser.epilog = f"{EPILOG}\n{parser.epilog or ''}"
+  parser.formatter_class = argparse.RawDescriptionHelpFormatter
+  parser.add_argument("--config", required=True, metavar="FILE.py[:variant]", help="what to plan")
+  parser.add_argument("--topology", required=True, metavar="TOPOLOGY", help="what to plan it for")
+  parser.add_argument("--bucket", help="the batch shape (default: the one with most FLOPs)")
+  parser.add_argument("--program", choices=["train", "sample"], default="train")
+  parser.add_argument("--batch-size", type=int, help="samples of --program sample at a time")
+  parser.add_argument("--json", metavar="FILE", help="write the plan there")
+  parser.add_argument(
+    "--sweep", action="store_true", help="try meshes and remat policies, rank those that fit"
+  )
+  parser.add_argument(
+    "--most", type=int, default=8, help="plans that --sweep compiles at most (default: %(default)s)"
+  )
+
+
+def run(args: argparse.Namespace) -> int:
+  """Plans and prints; exit code 0 also where the plan does not fit."""
+  from vidgen.dist.topology import parse_topology, prepare_environment
+
+  topology = parse_topology(args.topology)
+  prepare_environment()
+
+  from vidgen.config import load_config, parse_overrides
+  from vidgen.train.experiment import resolve
+  from vidgen.train.plan import find_remedy, make_plan
+
+  experiment = resolve(load_config(args.config, parse_overrides(args.overrides)))
+  if args.sweep:
+    return _sweep(args, experiment, topology)
+  plan = make_plan(
+    experiment,
+    topology,
+    program=args.program,
+    bucket=args.bucket,
+    batch_size=args.batch_size,
+  )
+  if not plan.fits and args.program == "train":
+    plan = find_remedy(experiment, topology, plan, bucket=args.bucket)
+  for line in describe(plan):
+    print(line)
+  if args.json:
+    Path(args.json).write_text(json.dumps(dataclasses.asdict(plan), indent=2) + "\n")
+  return 0
+
+
+def _sweep(args: argparse.Namespace, experiment: Any, topology: Any) -> int:
+  from vidgen.dist.topology import absent_devices
+  from vidgen.errors import ConfigError
+  from vidgen.train.plan import candidates, changed, make_plan
+
+  options = candidates(experiment, topology, len(absent_devices(topology)))
+  if not options:
+    raise ConfigError(
+      f"--sweep: no mesh divides the batch of {experiment.train.batch_size} over {topology.name}"
+    )
+  tried = []
+  for index, changes in enumerate(options[: args.most], 1):
+    flags = " ".join(f"--config.{key}={value}" for key, value in changes.items())
+    try:
+      plan = make_plan(changed(experiment, changes), topology, bucket=args.bucket)
+    except ConfigError as error:
+      print(f"[{index}/{min(args.most, len(options))}] {flags}: {error}", flush=True)
+      continue
+    tried.append((plan, flags))
+    print(f"[{index}/{min(args.most, len(options))}] {_line(plan)}  {flags}", flush=True)
+  ranked = sorted((p for p in tried if p[0].fits), key=lambda pair: pair[0].roofline_seconds)
+  print(f"\n{len(ranked)} of {len(tried)} fit; the fastest bound first:")
+  for plan, flags in ranked:
+    print(f"{_line(plan)}  {flags}")
+  if len(options) > args.most:
+    print(f"not tried: {len(options) - args.most} more (--most)")
+  if args.json:
+    rows = [{"flags": flags, **dataclasses.asdict(plan)} for plan, flags in ranked]
+    Path(args.json).write_text(json.dumps(rows, indent=2) + "\n")
+  return 0
+
+
+def _line(plan: Any) -> str:
+  peak, usable = plan.peak_bytes_per_device / 2**30, plan.hbm_bytes_per_device / 2**30
+  fits = "fits" if plan.fits else "DOES NOT FIT"
+  return (
+    f"{fits}: {peak:.1f} of {usable:.1f} GiB, roofline {plan.roofline_seconds:.2f} s"
+    f" ({plan.bound_by}), MFU at most {plan.mfu_bound:.1%}"
+  )
+
+
+def describe(plan: Any) -> Iterator[str]:
+  """A plan as lines of text."""
+  mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "1"
+  yield f"{plan.name} on {plan.topology}: {plan.devices} devices, mesh {mesh}"
+  yield (
+    f"{plan.program}, bucket {plan.bucket}: batch {plan.batch_size} in {plan.accumulate} parts, "
+    f"remat {plan.remat or '-'}, {plan.parameters:,} parameters"
+  )
+  for call, how in plan.attention.items():
+    yield f"attention      {how}, for {call}"
+  yield _line(plan)
+  if plan.problem:
+    yield f"why not        {plan.problem}"
+    yield f"what would     {plan.remedy or 'nothing that was tried; see --sweep'}"
+  parts = ", ".join(f"{k} {v / 2**30:.2f}" for k, v in plan.state_bytes_per_device.items())
+  yield f"state          {parts} GiB a device"
+  if not plan.fits and not plan.argument_bytes_per_device:
+    return
+  yield (
+    f"memory         arguments {plan.argument_bytes_per_device / 2**30:.2f}, "
+    f"temporaries {plan.temporary_bytes_per_device / 2**30:.2f} GiB a device"
+  )
+  yield (
+    f"FLOPs a step   model {plan.model_flops:.3e}, executed {plan.executed_flops:.3e} "
+    f"({plan.executed_flops / plan.model_flops:.2f} x)"
+  )
+  yield (
+    f"time at least  compute {plan.compute_seconds:.3f} s, memory {plan.memory_seconds:.3f} s, "
+    + "communication "
+    + (", ".join(f"{a}: {s:.3f} s" for a, s in plan.communication_seconds.items()) or "none")
+  )
+  for kind, row in plan.collectives.items():
+    yield f"{kind:14s} {row['count']:6d} calls, {row['bytes'] / 2**30:8.2f} GiB sent by a device"
+  for row in plan.costliest:
+    yield (
+      f"  {row['bytes'] / 2**30:8.2f} GiB  {row['kind']} over {' x '.join(row['axes']) or '-'},"
+      f" {row['times']} times: {row['of']}"
+    )
+  yield (
+    f"compiled in {plan.compile_seconds:.0f} s, with {plan.host_peak_bytes / 2**30:.1f} GiB of host"
+    f" memory, by jax {plan.jax}"
+  )

@@ -1,0 +1,335 @@
+"""What an experiment will be on devices that are not there: compiled, counted and bounded.
+
+The program is the one that trains: `Programs` on a mesh of described devices. Memory and
+collectives are the compiler's; FLOPs are counted from the jaxpr, as the compiler's own figures miss
+loops and kernels; the time is a roofline, a bound that no run beats, not a prediction.
+"""
+
+import dataclasses
+import itertools
+import math
+import re
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import jax
+
+from vidgen.config import build, plain
+from vidgen.dist.collectives import axes_of, collectives_of, costliest, summary
+from vidgen.dist.flops import flops_of
+from vidgen.dist.mesh import make_mesh, on_mesh, resolve_mesh
+from vidgen.dist.roofline import communication, hbm_floor, mfu_bound, places_of, step_time
+from vidgen.dist.topology import Topology, absent_devices
+from vidgen.errors import ConfigError
+from vidgen.nn.remat import POLICIES
+from vidgen.systems import make_stage
+from vidgen.systems.stage import Stage
+from vidgen.train.experiment import Experiment, from_plain
+from vidgen.train.programs import Programs
+
+# Of a GPU's memory, what jax may reserve; `XLA_PYTHON_CLIENT_MEM_FRACTION` in `dist.flags`.
+GPU_MEMORY_FRACTION = 0.92
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """A program on a topology. Bytes and FLOPs; seconds.
+
+  fits: the peak is below the memory a program can have; problem: if not, why; remedy: a change of
+  the config that was compiled and fits, if one was found. state_bytes_per_device: parameters,
+  average and optimizer state as they are laid out. model_flops: of a whole step by the stage's
+  formula, forward and backward, nothing twice; executed_flops: of all devices, what is computed
+  again included. collectives: by kind, calls and bytes sent by one device in a step. costliest:
+  those that send most, named by where they are in the model. roofline_seconds: the longest of
+  compute_seconds, memory_seconds and the communication by mesh axis; mfu_bound: model_flops over
+  what the devices could do in that time.
+  """
+
+  name: str
+  topology: str
+  devices: int
+  program: str
+  bucket: str
+  batch_size: int
+  accumulate: int
+  mesh: dict[str, int]
+  remat: str
+  attention: dict[str, str]
+  fits: bool
+  problem: str
+  remedy: str
+  parameters: int
+  peak_bytes_per_device: int
+  hbm_bytes_per_device: int
+  state_bytes_per_device: dict[str, int]
+  argument_bytes_per_device: int
+  temporary_bytes_per_device: int
+  model_flops: float
+  executed_flops: float
+  collectives: dict[str, dict[str, int]]
+  costliest: list[dict[str, Any]]
+  compute_seconds: float
+  memory_seconds: float
+  communication_seconds: dict[str, float]
+  roofline_seconds: float
+  bound_by: str
+  mfu_bound: float
+  compile_seconds: float
+  host_peak_bytes: int
+  jax: str
+
+
+def make_plan(
+  experiment: Experiment,
+  topology: Topology,
+  *,
+  program: Literal["train", "sample"] = "train",
+  bucket: str | None = None,
+  batch_size: int | None = None,
+) -> Plan:
+  """Compiles the train step, or the sampling of `batch_size` samples, for `topology`.
+
+  `bucket` is one of the stage's, by default the one with most FLOPs; samples are of the first.
+
+  Raises:
+    ConfigError: the compiler is missing, or the experiment does not divide over the devices.
+  """
+  begin = time.monotonic()
+  devices = absent_devices(topology)
+  mesh = make_mesh(experiment.mesh, devices=devices)
+  stage = make_stage(experiment.stage.name, experiment.stage.fields)
+  programs = Programs(experiment, stage=stage, mesh=mesh)
+  if program == "sample":
+    bucket = stage.buckets[0]
+    size = batch_size or mesh.shape["data"] * mesh.shape["fsdp"]
+  else:
+    bucket = bucket or heaviest(stage)
+    size = experiment.train.batch_size
+  if bucket not in programs.specs:
+    raise ConfigError(f"bucket {bucket!r} is not in use; known are {', '.join(programs.specs)}")
+  model_flops = _model_flops(experiment, stage, program, bucket, size)
+  with on_mesh(mesh, rules=experiment.rules, attention=experiment.attention) as choices:
+    traced = programs.trace_train(bucket) if program == "train" else programs.trace_sample(size)
+    executed = flops_of(traced.jaxpr).total
+    lowered = traced.lower()
+    compiled, problem, needed = _compile(lowered)
+  device = topology.device
+  usable = device.hbm_bytes if topology.tpu else device.hbm_bytes * GPU_MEMORY_FRACTION
+  common = {
+    "name": experiment.name,
+    "topology": topology.name,
+    "devices": len(devices),
+    "program": program,
+    "bucket": bucket,
+    "batch_size": size,
+    "accumulate": experiment.train.accumulate if program == "train" else 1,
+    "mesh": dict(mesh.shape),
+    "remat": remat_of(experiment),
+    "attention": dict(choices.picked),
+    "parameters": sum(leaf.size for leaf in jax.tree.leaves(programs.abstract.params)),
+    "hbm_bytes_per_device": int(usable),
+    "state_bytes_per_device": state_bytes(programs),
+    "model_flops": model_flops,
+    "executed_flops": executed,
+    "remedy": "",
+    "jax": jax.__version__,
+  }
+  if compiled is None:
+    found: list[Any] = []
+    arguments = temporary = outputs = 0
+    peak = needed
+  else:
+    memory: Any = compiled.memory_analysis()
+    arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    outputs, peak = memory.output_size_in_bytes, memory.peak_memory_in_bytes
+    found = collectives_of(str(compiled.as_text()))
+  fits = compiled is not None and peak <= usable
+  if compiled is not None and not fits:
+    problem = f"the peak of {_gib(peak)} a device exceeds the {_gib(usable)} a program can have"
+  places = places_of(mesh.devices, device)
+  seconds = communication(found, mesh_shape=dict(mesh.shape), places=places, device=device)
+  # what a collective brings in is written once and read once
+  exchanged = 2 * sum(c.result_bytes * c.times for c in found)
+  traffic = hbm_floor(arguments=arguments, outputs=outputs, temporaries=exchanged)
+  bound = step_time(device, flops=executed / len(devices), hbm_bytes=traffic, communication=seconds)
+  return Plan(
+    **common,
+    fits=fits,
+    problem=problem,
+    peak_bytes_per_device=int(peak),
+    argument_bytes_per_device=arguments,
+    temporary_bytes_per_device=temporary,
+    collectives=summary(found),
+    costliest=[_described(c, dict(mesh.shape)) for c in costliest(found)],
+    compute_seconds=bound.compute,
+    memory_seconds=bound.memory,
+    communication_seconds={" x ".join(axes): s for axes, s in seconds.items()},
+    roofline_seconds=bound.overlapped,
+    bound_by=bound.binding,
+    mfu_bound=mfu_bound(
+      device, devices=len(devices), model_flops=model_flops, seconds=bound.overlapped
+    ),
+    compile_seconds=time.monotonic() - begin,
+    host_peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT,
+  )
+
+
+_RSS_UNIT = 1 if sys.platform == "darwin" else 1024
+
+
+def heaviest(stage: Stage) -> str:
+  """The bucket whose examples take most FLOPs."""
+  return max(stage.buckets, key=lambda name: stage.flops(stage.batch_spec(1, name)))
+
+
+def remat_of(experiment: Experiment) -> str:
+  """The remat policy of the stage, "" where it has none."""
+  return str(experiment.stage.fields.get("remat", ""))
+
+
+def _model_flops(
+  experiment: Experiment, stage: Stage, program: str, bucket: str, batch_size: int
+) -> float:
+  forward = stage.flops(stage.batch_spec(batch_size, bucket))
+  if program == "train":
+    return 3 * forward
+  settings = experiment.sample
+  passes = 1 if settings.guidance_scale in (0.0, 1.0) else 2
+  return settings.steps * passes * forward
+
+
+def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, str, float]:
+  """The program, or why there is none and the bytes it would take."""
+  try:
+    return lowered.compile(), "", 0.0
+  except jax.errors.JaxRuntimeError as error:
+    text = str(error)
+    if "RESOURCE_EXHAUSTED" not in text:
+      raise
+  # TPUs: "... (379.16G) exceeds available HBM (95.74G)", or "Used 108.3G of 95.74G hbm"
+  match = re.search(r"\(([\d.]+)([KMGT])\) exceeds|Used ([\d.]+)([KMGT])", text)
+  amount, unit = (match[1] or match[3], match[2] or match[4]) if match else ("nan", "G")
+  needed = float(amount) * 1024 ** ("KMGT".index(unit) + 1)
+  return None, f"the compiler says: {text.splitlines()[0]}", needed
+
+
+def state_bytes(programs: Programs) -> dict[str, int]:
+  """Bytes on one device of parameters, their average and the optimizer's state."""
+
+  def total(tree: Any) -> int:
+    return sum(
+      math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+      for leaf in jax.tree.leaves(tree)
+    )
+
+  state = programs.abstract
+  parts = {"parameters": state.params, "ema": state.ema, "optimizer": state.opt_state}
+  return {name: total(tree) for name, tree in parts.items()}
+
+
+def _described(collective: Any, mesh_shape: dict[str, int]) -> dict[str, Any]:
+  return {
+    "kind": collective.kind,
+    "of": collective.op_name,
+    "axes": list(axes_of(collective, mesh_shape)),
+    "times": collective.times,
+    "bytes": int(collective.total_bytes),
+  }
+
+
+def _gib(size: float) -> str:
+  return f"{size / 2**30:.1f} GiB"
+
+
+def changed(experiment: Experiment, changes: dict[str, Any]) -> Experiment:
+  """`experiment` with the values of dotted keys such as "mesh.context" replaced.
+
+  Raises:
+    ConfigError: as `experiment.resolve`.
+  """
+  tree = plain(experiment)
+  for key, value in changes.items():
+    *path, last = key.split(".")
+    node = tree
+    for name in path:
+      node = node[name]
+    node[last] = value
+  return from_plain(tree)
+
+
+def remedies(experiment: Experiment, devices: int) -> Iterator[dict[str, Any]]:
+  """Changes that lower the memory of a step, the cheapest first."""
+  train = experiment.train
+  sizes = resolve_mesh(experiment.mesh, devices)
+  shards = sizes["data"] * sizes["fsdp"]
+  part = train.batch_size // train.accumulate // shards
+  accumulate = {"train.accumulate": train.batch_size // shards} if part > 1 else {}
+  if accumulate:
+    yield accumulate
+  remat = {"stage.fields.remat": "full"} if remat_of(experiment) in set(POLICIES) - {"full"} else {}
+  if remat:
+    yield accumulate | remat
+  if sizes["data"] > 1:
+    yield accumulate | remat | {"mesh.data": 1, "mesh.fsdp": -1}
+  for context in (2, 4, 8):
+    more = sizes["context"] * context
+    if shards % context == 0:
+      split = {"mesh.data": 1, "mesh.fsdp": -1, "mesh.context": more}
+      fewer = {"train.accumulate": train.batch_size // (shards // context)}
+      yield remat | split | fewer
+
+
+def find_remedy(
+  experiment: Experiment,
+  topology: Topology,
+  plan: Plan,
+  *,
+  bucket: str | None = None,
+  most: int = 3,
+) -> Plan:
+  """`plan` with a remedy, if one of the first `most` changes fits; each is compiled."""
+  slices = topology.slices
+  for index, changes in enumerate(remedies(experiment, plan.devices // slices)):
+    if index == most:
+      break
+    try:
+      if make_plan(changed(experiment, changes), topology, bucket=bucket).fits:
+        flags = " ".join(f"--config.{key}={value}" for key, value in changes.items())
+        return dataclasses.replace(plan, remedy=flags)
+    except ConfigError:
+      continue
+  return plan
+
+
+def candidates(experiment: Experiment, topology: Topology, devices: int) -> list[dict[str, Any]]:
+  """Meshes and remat policies to try: the least split sample first, and what recomputes least.
+
+  A micro-batch has one example for each shard of the batch, as long ones need.
+  """
+  train, each = experiment.train, devices // topology.slices
+  heads = experiment.stage.fields.get("heads", each)
+  policies: list[dict[str, Any]] = [{}]
+  if remat_of(experiment):
+    policies = [{"stage.fields.remat": name} for name in ("names", "attention", "full")]
+  found = []
+  for context, tensor in itertools.product((1, 2, 4, 8, 16), (1, 2, 4, 8)):
+    shards, rest = divmod(each, tensor * context)
+    total = shards * topology.slices
+    if rest or not shards or heads % tensor or train.batch_size % total:
+      continue
+    mesh = {"mesh.data": 1, "mesh.fsdp": -1, "mesh.context": context, "mesh.tensor": tensor}
+    parts = {"train.accumulate": train.batch_size // total}
+    found += [(context * tensor, mesh | parts | policy) for policy in policies]
+  return [changes for _, changes in sorted(found, key=lambda pair: pair[0])]
+
+
+def load_plan(tree: dict[str, Any]) -> Plan:
+  """A plan from its JSON.
+
+  Raises:
+    ConfigError: names the key that is unknown, missing or of the wrong type.
+  """
+  return build(Plan, tree)
