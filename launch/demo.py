@@ -16,25 +16,22 @@ import sys
 import time
 from pathlib import Path
 
+from vidgen.dist.flags import additions
+
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "configs/movie_gen/t2v_256.py:tiny"
-# Huge pages, and memory that a step frees is kept for the next one, not given back to the system.
-MALLOC = (
-  "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:"
-  "glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=268435456"
-)
 MARK = ".made-by-demo"  # only a folder that holds this file is ever deleted
 
 
 def environment() -> dict[str, str]:
   """What makes XLA quick on a CPU; a compilation cache makes the restart after the kill quick."""
-  return {
+  base = {
     "JAX_PLATFORMS": "cpu",
     "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
-    "GLIBC_TUNABLES": MALLOC,
     **os.environ,
   }
+  return {**base, **additions(base, platform="cpu")[0]}
 
 
 class Demo:

@@ -20,6 +20,14 @@ SIZES = {
   "30b": (48, 6144, 48, 16384),
 }
 
+# The devices a size is meant for, and how it lies on them: context, tensor, micro-batches of a
+# step, what the backward pass keeps. Plans for other devices are in t2v_256.plans.json.
+DEVICES = {
+  "1b": ("v5e:8x8", 1, 1, 24, "names"),
+  "5b": ("v6e:8x16", 1, 1, 12, "names"),
+  "30b": ("v5p:4x4x8", 1, 2, 12, "names"),
+}
+
 RULES = [
   ["batch", ["data", "fsdp"]],
   ["tokens", ["context", "tensor"]],
@@ -33,7 +41,7 @@ RULES = [
 
 def get_config(arg: str = "30b") -> ml_collections.ConfigDict:
   """The config of variant `arg`: 1b, 5b, 30b or tiny."""
-  config = tiny() if arg == "tiny" else full(*SIZES[arg])
+  config = tiny() if arg == "tiny" else full(*SIZES[arg], *DEVICES[arg])
   config["name"] = f"movie_gen_t2v_256_{arg}"
   return ml_collections.ConfigDict(config)
 
@@ -50,7 +58,17 @@ def shape(bucket: dict) -> dict:
   return {key: bucket[key] for key in ("name", "frames", "height", "width")}
 
 
-def full(layers: int, width: int, heads: int, mlp_width: int) -> dict:
+def full(
+  layers: int,
+  width: int,
+  heads: int,
+  mlp_width: int,
+  topology: str,
+  context: int,
+  tensor: int,
+  accumulate: int,
+  remat: str,
+) -> dict:
   """A model over latents; defaults of the stage are the paper's."""
   buckets = [
     bucket("video", 256, 256),
@@ -66,12 +84,19 @@ def full(layers: int, width: int, heads: int, mlp_width: int) -> dict:
         "width": width,
         "heads": heads,
         "mlp_width": mlp_width,
+        "remat": remat,
         "buckets": [shape(b) for b in buckets],
       },
     },
     "inputs": {"buckets": buckets},
-    "train": {"steps": 185_000, "batch_size": 1536, "optimizer": {"learning_rate": 6e-5}},
-    "mesh": {"data": 1, "fsdp": -1, "context": 1, "tensor": 4},
+    "train": {
+      "steps": 185_000,
+      "batch_size": 1536,
+      "accumulate": accumulate,
+      "optimizer": {"learning_rate": 6e-5},
+    },
+    "topology": topology,
+    "mesh": {"data": 1, "fsdp": -1, "context": context, "tensor": tensor},
     "rules": RULES,
     "sample": {"steps": 50, "guidance_scale": 7.5, "linear_steps": 250},
   }

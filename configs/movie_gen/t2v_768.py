@@ -20,6 +20,15 @@ SIZES = {
   "30b": (48, 6144, 48, 16384),
 }
 
+# The devices a size is meant for, and how it lies on them: context, tensor, micro-batches of a
+# step, what the backward pass keeps. A shard of the batch has one video of 73,728 tokens at a time.
+# Plans for other devices are in t2v_768.plans.json.
+DEVICES = {
+  "1b": ("v5e:8x8", 4, 1, 96, "attention"),
+  "5b": ("v6e:8x16", 4, 1, 48, "attention"),
+  "30b": ("v5p:4x4x8", 4, 2, 96, "names"),
+}
+
 # height, width; the last two are not given by the paper.
 SHAPES = [(768, 768), (576, 1024), (1024, 576), (640, 896), (896, 640)]
 
@@ -36,7 +45,7 @@ RULES = [
 
 def get_config(arg: str = "30b") -> ml_collections.ConfigDict:
   """The config of variant `arg`: 1b, 5b, 30b or tiny."""
-  config = tiny() if arg == "tiny" else full(*SIZES[arg])
+  config = tiny() if arg == "tiny" else full(*SIZES[arg], *DEVICES[arg])
   config["name"] = f"movie_gen_t2v_768_{arg}"
   return ml_collections.ConfigDict(config)
 
@@ -53,7 +62,17 @@ def shape(bucket: dict) -> dict:
   return {key: bucket[key] for key in ("name", "frames", "height", "width")}
 
 
-def full(layers: int, width: int, heads: int, mlp_width: int) -> dict:
+def full(
+  layers: int,
+  width: int,
+  heads: int,
+  mlp_width: int,
+  topology: str,
+  context: int,
+  tensor: int,
+  accumulate: int,
+  remat: str,
+) -> dict:
   """A model over latents; defaults of the stage are the paper's."""
   buckets = []
   for frames in (256, 192, 128, 1):
@@ -71,12 +90,19 @@ def full(layers: int, width: int, heads: int, mlp_width: int) -> dict:
         "heads": heads,
         "mlp_width": mlp_width,
         "max_grid": [32, 96, 96],
+        "remat": remat,
         "buckets": [shape(b) for b in buckets],
       },
     },
     "inputs": {"buckets": buckets},
-    "train": {"steps": 19_600, "batch_size": 1536, "optimizer": {"learning_rate": 6e-5}},
-    "mesh": {"data": 1, "fsdp": -1, "context": 1, "tensor": 4},
+    "train": {
+      "steps": 19_600,
+      "batch_size": 1536,
+      "accumulate": accumulate,
+      "optimizer": {"learning_rate": 6e-5},
+    },
+    "topology": topology,
+    "mesh": {"data": 1, "fsdp": -1, "context": context, "tensor": tensor},
     "rules": RULES,
     "sample": {"steps": 50, "guidance_scale": 7.5, "linear_steps": 250},
   }

@@ -102,7 +102,7 @@ def test_a_batch_that_does_not_divide_is_refused(mesh):
 
 
 def test_the_guard_finds_arrays_that_do_not_lie_as_promised(mesh):
-  sharded = NamedSharding(mesh, P("fsdp"))
+  sharded = NamedSharding(mesh, P(("fsdp", "tensor")))
   whole = NamedSharding(mesh, P())
   state = {"kernel": jax.device_put(jnp.zeros((8, 8)), sharded)}
   check_sharded(state, {"kernel": sharded})
@@ -111,12 +111,16 @@ def test_the_guard_finds_arrays_that_do_not_lie_as_promised(mesh):
 
 
 def test_the_guard_finds_parameters_that_no_rule_splits(mesh):
-  sharded, whole = NamedSharding(mesh, P("fsdp")), NamedSharding(mesh, P())
-  big, small = jnp.zeros((64, 64)), jnp.zeros(8)
+  sharded, whole = NamedSharding(mesh, P("fsdp", "tensor")), NamedSharding(mesh, P())
+  big, small = jnp.zeros((64, 64)), jnp.zeros((2, 4))
   promised = {"big": sharded, "small": whole}
   check_sharded(jax.device_put({"big": big, "small": small}, promised), promised)
   promised = {"big": whole, "small": sharded}
-  with pytest.raises(ConfigError, match=r"99.8% of the state's bytes is whole .* most of it big"):
+  with pytest.raises(ConfigError, match=r"holds 299.4% more of the state than .* most of it big"):
+    check_sharded(jax.device_put({"big": big, "small": small}, promised), promised)
+  # what a rule splits over one of two axes is twice its share
+  promised = {"big": NamedSharding(mesh, P("fsdp")), "small": sharded}
+  with pytest.raises(ConfigError, match=r"holds 99.8% more of the state than .* most of it big"):
     check_sharded(jax.device_put({"big": big, "small": small}, promised), promised)
   # on a mesh that splits only the batch there is nothing to promise
   alone = make_mesh(MeshConfig(data=8))

@@ -19,8 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.set_defaults(takes_overrides=True)
   parser.epilog = f"{EPILOG}\n{parser.epilog or ''}"
   parser.formatter_class = argparse.RawDescriptionHelpFormatter
-  parser.add_argument("--config", required=True, metavar="FILE.py[:variant]", help="what to plan")
-  parser.add_argument("--topology", required=True, metavar="TOPOLOGY", help="what to plan it for")
+  parser.add_argument("--config", metavar="FILE.py[:variant]", help="what to plan")
+  parser.add_argument(
+    "--topology", metavar="TOPOLOGY", help="what to plan it for (default: the config's own)"
+  )
   parser.add_argument("--bucket", help="the batch shape (default: the one with most FLOPs)")
   parser.add_argument("--program", choices=["train", "sample"], default="train")
   parser.add_argument("--batch-size", type=int, help="samples of --program sample at a time")
@@ -29,15 +31,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--sweep", action="store_true", help="try meshes and remat policies, rank those that fit"
   )
   parser.add_argument(
+    "--recorded",
+    metavar="FILE.plans.json",
+    help="plan all that the file lists, and record it there",
+  )
+  parser.add_argument(
+    "--check", action="store_true", help="with --recorded: compare, write nothing"
+  )
+  parser.add_argument(
+    "--only", type=int, nargs="+", metavar="I", help="with --recorded: these entries, from 0"
+  )
+  parser.add_argument(
     "--most", type=int, default=8, help="plans that --sweep compiles at most (default: %(default)s)"
   )
 
 
 def run(args: argparse.Namespace) -> int:
-  """Plans and prints; exit code 0 also where the plan does not fit."""
-  from vidgen.dist.topology import parse_topology, prepare_environment
+  """Plans and prints; exit code 0 also where the plan does not fit.
 
-  topology = parse_topology(args.topology)
+  Raises:
+    ConfigError: the compiler is missing, or the config does not divide over the devices; a recorded
+      plan has changed.
+  """
+  from vidgen.dist.topology import parse_topology, prepare_environment
+  from vidgen.errors import ConfigError
+
+  if args.recorded:
+    from vidgen.cli.recorded_plans import replan
+
+    replan(Path(args.recorded), only=args.only, check=args.check)
+    return 0
+  if not args.config:
+    raise ConfigError("--config FILE.py[:variant] or --recorded FILE.plans.json: one is needed")
   prepare_environment()
 
   from vidgen.config import load_config, parse_overrides
@@ -45,6 +70,9 @@ def run(args: argparse.Namespace) -> int:
   from vidgen.train.plan import find_remedy, make_plan
 
   experiment = resolve(load_config(args.config, parse_overrides(args.overrides)))
+  if not (args.topology or experiment.topology):
+    raise ConfigError(f"{args.config} names no topology; give --topology, such as v5p:4x4x8")
+  topology = parse_topology(args.topology or experiment.topology)
   if args.sweep:
     return _sweep(args, experiment, topology)
   plan = make_plan(

@@ -129,33 +129,44 @@ def batch_shardings(
 
 
 def check_sharded(state: Any, shardings: Any, *, tolerance: float = 0.02) -> None:
-  """The sharding guard: arrays lie as promised, and enough of the parameters is really split.
-
-  `tolerance` is the share of bytes that may be whole on every device of the axes fsdp, context and
-  tensor when one of those has several; the small arrays (norms, tables) that no rule can split.
+  """The sharding guard: arrays lie as promised, and the promise is near the ideal.
 
   Raises:
-    ConfigError: names the arrays, and says what to change.
+    ConfigError: names the arrays, and says what to change; see `check_promise`.
+  """
+  flat = jax.tree_util.tree_leaves_with_path(state)
+  for (path, array), sharding in zip(flat, jax.tree.leaves(shardings), strict=True):
+    if not array.sharding.is_equivalent_to(sharding, array.ndim):
+      raise ConfigError(f"{path_name(path)} lies as {array.sharding}, promised was {sharding.spec}")
+  check_promise(state, shardings, tolerance=tolerance)
+
+
+def check_promise(state: Any, shardings: Any, *, tolerance: float = 0.02) -> None:
+  """That a device holds at most 1 + `tolerance` times its share of the state, which may be abstract.
+
+  The ideal is all bytes over the devices of the axes fsdp and tensor; what exceeds it are arrays
+  that no rule splits over all of them, such as norms and tables, and which ought to be small.
+
+  Raises:
+    ConfigError: names the arrays that cost most, and says what to change.
   """
   flat = jax.tree_util.tree_leaves_with_path(state)
   promised = jax.tree.leaves(shardings)
-  for (path, array), sharding in zip(flat, promised, strict=True):
-    if not array.sharding.is_equivalent_to(sharding, array.ndim):
-      raise ConfigError(f"{path_name(path)} lies as {array.sharding}, promised was {sharding.spec}")
-  model_axes = {"fsdp", "tensor"}
-  if not promised or all(promised[0].mesh.shape[axis] == 1 for axis in model_axes):
+  if not promised:
     return
-  whole = [
-    (array.nbytes, path_name(path))
-    for (path, array), sharding in zip(flat, promised, strict=True)
-    if not model_axes & {axis for part in sharding.spec for axis in mesh_axes(part)}
-  ]
-  total = sum(array.nbytes for _, array in flat)
-  share = sum(size for size, _ in whole) / max(total, 1)
-  if share > tolerance:
-    largest = ", ".join(name for _, name in sorted(whole, reverse=True)[:3])
+  shards = math.prod(promised[0].mesh.shape[axis] for axis in ("fsdp", "tensor"))
+  excess, ideal = [], 0.0
+  for (path, array), sharding in zip(flat, promised, strict=True):
+    size = array.dtype.itemsize
+    share = array.size * size / shards
+    here = math.prod(sharding.shard_shape(array.shape)) * size
+    ideal += share
+    excess.append((here - share, path_name(path)))
+  over = sum(size for size, _ in excess) / max(ideal, 1.0)
+  if over > tolerance:
+    largest = ", ".join(name for _, name in sorted(excess, reverse=True)[:3])
     raise ConfigError(
-      f"config.rules: {share:.1%} of the state's bytes is whole on every device (allowed: "
+      f"config.rules: a device holds {over:.1%} more of the state than its share (allowed: "
       f"{tolerance:.1%}), most of it {largest}; add rules for their logical axes, choose a mesh "
       f"that divides them, or raise train.unsharded_tolerance"
     )

@@ -39,8 +39,8 @@ def cudnn(q, k, v, mask, ids):
   """
   options: dict[str, Any] = {}
   if ids is not None:
-    seen = jnp.broadcast_to(visible(ids, mask)[:, None], (q.shape[0], 1, q.shape[1], k.shape[1]))
-    options = {"mask": seen}
+    seen = (ids[0][:, :, None] == ids[1][:, None]) & (True if mask is None else mask[:, None])
+    options = {"mask": seen[:, None]}
   elif mask is not None:
     order = jnp.argsort(~mask, axis=1, stable=True)[:, :, None, None]
     k, v = jnp.take_along_axis(k, order, axis=1), jnp.take_along_axis(v, order, axis=1)

@@ -19,9 +19,11 @@ import jax
 
 from vidgen.config import build, plain
 from vidgen.dist.collectives import axes_of, collectives_of, costliest, summary
+from vidgen.dist.flags import GPU_MEMORY_FRACTION
 from vidgen.dist.flops import flops_of
 from vidgen.dist.mesh import make_mesh, on_mesh, resolve_mesh
 from vidgen.dist.roofline import communication, hbm_floor, mfu_bound, places_of, step_time
+from vidgen.dist.rules import check_promise
 from vidgen.dist.topology import Topology, absent_devices
 from vidgen.errors import ConfigError
 from vidgen.nn.remat import POLICIES
@@ -29,9 +31,6 @@ from vidgen.systems import make_stage
 from vidgen.systems.stage import Stage
 from vidgen.train.experiment import Experiment, from_plain
 from vidgen.train.programs import Programs
-
-# Of a GPU's memory, what jax may reserve; `XLA_PYTHON_CLIENT_MEM_FRACTION` in `dist.flags`.
-GPU_MEMORY_FRACTION = 0.92
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +101,8 @@ def make_plan(
   mesh = make_mesh(experiment.mesh, devices=devices)
   stage = make_stage(experiment.stage.name, experiment.stage.fields)
   programs = Programs(experiment, stage=stage, mesh=mesh)
+  tolerance = experiment.train.unsharded_tolerance
+  check_promise(programs.abstract, programs.shardings, tolerance=tolerance)
   if program == "sample":
     bucket = stage.buckets[0]
     size = batch_size or mesh.shape["data"] * mesh.shape["fsdp"]

@@ -1,0 +1,175 @@
+"""`vidgen plan`: a small config for absent devices; what is on record; what does not fit."""
+
+import datetime
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vidgen.cli.recorded_plans import arguments, drift, read_entries
+from vidgen.config import load_config
+from vidgen.errors import ConfigError
+from vidgen.train.experiment import resolve
+from vidgen.train.plan import candidates, changed, remedies
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+HAVE = {
+  "tpu": importlib.util.find_spec("libtpu") is not None,
+  "gpu": importlib.util.find_spec("jax_cuda12_plugin") is not None,
+}
+RECORDED = sorted(ROOT.glob("configs/*/*.plans.json"))
+SMALL = [
+  "--config", "configs/movie_gen/t2v_256.py:1b", "--config.stage.fields.layers=2",
+  "--config.stage.fields.width=256", "--config.stage.fields.heads=2",
+  "--config.stage.fields.mlp_width=512", "--config.train.batch_size=4",
+  "--config.train.unsharded_tolerance=1.0",
+  "--bucket", "image",
+]  # fmt: skip
+
+
+def plan(*words):
+  """The exit code, output and errors of `vidgen plan`, in a process that has no devices yet."""
+  environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+  done = subprocess.run(
+    [sys.executable, "-m", "vidgen.cli", "plan", *map(str, words)],
+    capture_output=True, text=True, cwd=ROOT, env=environment, timeout=900, check=False,
+  )  # fmt: skip
+  return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+  ("topology", "kind"), [("v5e:2x2", "tpu"), ("2*v5e:2x2", "tpu"), ("a100-80gb:4", "gpu")]
+)
+def test_a_small_config_is_planned(topology, kind, tmp_path):
+  if not HAVE[kind]:
+    pytest.skip("its compiler is not installed (make compilers)")
+  out = tmp_path / "plan.json"
+  mesh = ["--config.mesh.context=2", "--config.mesh.tensor=1", "--config.train.accumulate=1"]
+  code, text, errors = plan(*SMALL, *mesh, "--topology", topology, "--json", out)
+  assert code == 0, errors
+  got = json.loads(out.read_text())
+  slices = 2 if topology.startswith("2*") else 1
+  assert got["devices"] == 4 * slices and got["mesh"]["data"] == slices
+  assert got["fits"] and got["parameters"] > 1e6
+  assert 0 < got["peak_bytes_per_device"] < got["hbm_bytes_per_device"]
+  # state: float32 parameters, average and two moments over fsdp 2
+  assert got["state_bytes_per_device"]["parameters"] >= got["parameters"] * 4 / 2
+  assert got["state_bytes_per_device"]["optimizer"] == pytest.approx(
+    2 * got["state_bytes_per_device"]["parameters"], rel=0.01
+  )
+  assert 1.0 < got["executed_flops"] / got["model_flops"] < 1.5
+  assert got["collectives"]["all-gather"]["bytes"] > 0
+  largest = max(
+    got["compute_seconds"], got["memory_seconds"], sum(got["communication_seconds"].values())
+  )
+  assert got["roofline_seconds"] == pytest.approx(largest)
+  assert 0 < got["mfu_bound"] < 1
+  assert "fits:" in text and "attention" in text
+
+
+def test_a_plan_that_does_not_fit_says_why_and_what_would(tmp_path):
+  if not HAVE["gpu"]:
+    pytest.skip("its compiler is not installed (make compilers)")
+  out = tmp_path / "plan.json"
+  large = [
+    "--config", "configs/movie_gen/t2v_256.py:1b", "--config.stage.fields.layers=2",
+    "--config.train.batch_size=768", "--config.train.accumulate=1",
+    "--config.stage.fields.remat=none", "--topology", "a100-80gb:8", "--json", out,
+  ]  # fmt: skip
+  code, text, errors = plan(*large)
+  assert code == 0, errors
+  got = json.loads(out.read_text())
+  assert not got["fits"] and got["peak_bytes_per_device"] > got["hbm_bytes_per_device"]
+  assert "DOES NOT FIT" in text and "exceeds the" in got["problem"]
+  assert got["remedy"] == "--config.train.accumulate=96"
+
+
+def test_recorded_plans_are_still_what_they_were():
+  """A TPU plan and a GPU plan, others every day; `make plans` writes all anew."""
+  day = datetime.date.today().toordinal()
+  for kind in ("tpu", "gpu"):
+    entries = [
+      (path, index)
+      for path in RECORDED
+      for index, entry in enumerate(read_entries(path))
+      if (kind == "tpu") == entry["topology"].lstrip("0123456789*").startswith("v")
+    ]
+    assert entries
+    if not HAVE[kind]:
+      pytest.skip("its compiler is not installed (make compilers)")
+    path, index = entries[day % len(entries)]
+    code, text, errors = plan("--recorded", path, "--check", "--only", index)
+    assert code == 0, text + errors
+
+
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.name)
+def test_every_full_size_variant_is_planned_for_the_slice_it_names(path):
+  config = path.with_name(path.name.replace(".plans.json", ".py"))
+  entries = read_entries(path)
+  for variant in ("1b", "5b", "30b"):
+    experiment = resolve(load_config(f"{config}:{variant}"))
+    own = [
+      entry
+      for entry in entries
+      if (entry["variant"], entry["topology"]) == (variant, experiment.topology)
+      and not entry["overrides"]
+    ]
+    assert own, f"{variant} has no plan for {experiment.topology}"
+  for entry in entries:
+    assert entry["plan"]["fits"], entry["topology"]
+    assert entry["plan"]["topology"] == entry["topology"]
+    assert entry["plan"]["peak_bytes_per_device"] <= entry["plan"]["hbm_bytes_per_device"]
+
+
+def test_drift_is_told():
+  was = read_entries(RECORDED[0])[0]["plan"]
+  assert list(drift(was, was)) == []
+  assert list(drift({}, was)) == ["nothing is recorded"]
+  more = {**was, "parameters": was["parameters"] + 1, "mfu_bound": was["mfu_bound"] * 1.03}
+  found = "\n".join(drift(was, more))
+  assert "parameters: recorded" in found and "mfu_bound" in found
+  slightly = {**was, "peak_bytes_per_device": int(was["peak_bytes_per_device"] * 1.01)}
+  assert list(drift(was, slightly)) == []
+  assert list(drift({k: v for k, v in was.items() if k != "remat"}, was)) == [
+    "other figures: remat"
+  ]
+
+
+def test_an_entry_is_a_command(tmp_path):
+  path = tmp_path / "x.plans.json"
+  entry = {"variant": "1b", "topology": "v5e:8x8", "overrides": {"mesh.context": 2}, "bucket": "a"}
+  path.write_text(json.dumps([entry]))
+  assert arguments(path, read_entries(path)[0]) == [
+    "--config", f"{tmp_path}/x.py:1b", "--topology", "v5e:8x8", "--bucket", "a",
+    "--config.mesh.context=2",
+  ]  # fmt: skip
+  path.write_text("[{}]")
+  with pytest.raises(ConfigError, match="entry 0 has no variant"):
+    read_entries(path)
+
+
+def test_bad_usage_is_refused():
+  assert plan("--topology", "v5e:2x2")[0] == 2
+  code, _, errors = plan("--config", "configs/movie_gen/t2v_256.py:tiny")
+  assert code == 2 and "names no topology" in errors
+
+
+def test_remedies_and_candidates_divide_the_devices():
+  experiment = resolve(load_config("configs/movie_gen/t2v_768.py:30b"))
+  from vidgen.dist.topology import parse_topology
+
+  found = candidates(experiment, parse_topology("v5p:4x4x8"), 128)
+  assert found[0]["mesh.context"] * found[0]["mesh.tensor"] == 1
+  for changes in found:
+    option = changed(experiment, changes)
+    shards = 128 // (option.mesh.context * option.mesh.tensor)
+    assert option.train.batch_size == option.train.accumulate * shards
+  wasteful = changed(experiment, {"train.accumulate": 1, "stage.fields.remat": "none"})
+  changes = list(remedies(wasteful, 128))
+  assert changes[0] == {"train.accumulate": 96}
+  assert changes[1] == {"train.accumulate": 96, "stage.fields.remat": "full"}
+  assert changes[-1]["mesh.context"] == 32
