@@ -31,6 +31,12 @@ class NonFiniteError(VidgenError):
   exit_code = 5
 
 
+class HangError(VidgenError):
+  """No step was completed for too long; nothing was saved for it."""
+
+  exit_code = 6
+
+
 class Preempted(VidgenError):
   """A termination signal came; the state was saved."""
 

@@ -131,7 +131,7 @@ def test_the_global_batch_is_the_same_on_any_number_of_processes(data, config, c
   parts = [
     take(
       make_dataset(
-        config, str(data), batch_size=4, seed=0, process_index=index, process_count=count
+        config, str(data), batch_size=4, seed=0, rows=range(4)[index * 4 // count :][: 4 // count]
       ),
       6,
     )
@@ -144,11 +144,31 @@ def test_the_global_batch_is_the_same_on_any_number_of_processes(data, config, c
   same(joined, whole)
 
 
-def test_a_batch_must_divide_among_the_processes(data):
-  with pytest.raises(ConfigError, match="3 does not divide among 2"):
-    make_dataset(ONE, str(data), batch_size=3, seed=0, process_count=2)
-  with pytest.raises(ConfigError, match="process 2 of 2"):
-    make_dataset(ONE, str(data), batch_size=2, seed=0, process_index=2, process_count=2)
+def test_any_rows_of_the_batches_can_be_made(data):
+  """As a mesh asks for them whose neighbours on the hardware are no neighbours in the batch."""
+  whole = take(make_dataset(MIXED, str(data), batch_size=4, seed=0), 6)
+  some = take(make_dataset(MIXED, str(data), batch_size=4, seed=0, rows=[0, 3]), 6)
+  same(some, [{name: array[[0, 3]] for name, array in batch.items()} for batch in whole])
+
+
+@pytest.mark.parametrize("rows", [[], [-1, 0], [2, 4]])
+def test_rows_that_a_batch_does_not_have_are_refused(data, rows):
+  with pytest.raises(ConfigError, match="of batches of 4"):
+    make_dataset(ONE, str(data), batch_size=4, seed=0, rows=rows)
+
+
+def test_a_position_of_many_processes_is_one_of_any_other_number(data):
+  """Nothing of a process is in it: each goes on at the same global batch."""
+  whole = take(make_dataset(MIXED, str(data), batch_size=4, seed=0), 7)
+  saved = iter(make_dataset(MIXED, str(data), batch_size=4, seed=0, rows=[2, 3]))
+  for _ in range(3):
+    next(saved)
+  state = json.loads(json.dumps(saved.get_state()))
+  for rows in ([0, 1, 2, 3], [1], [0, 1]):
+    resumed = iter(make_dataset(MIXED, str(data), batch_size=4, seed=0, rows=rows))
+    resumed.set_state(state)
+    rest = [next(resumed) for _ in range(4)]
+    same(rest, [{name: array[rows] for name, array in batch.items()} for batch in whole[3:]])
 
 
 @pytest.mark.parametrize("kind", ["tar", "array_record", "tfds", "mixed", "cached", "one_thread"])

@@ -1,5 +1,6 @@
-"""A program that trains the fake stage, slowly; for tests that send it signals."""
+"""A program that trains the fake stage, slowly; for tests that send it signals, or see it stuck."""
 
+import ctypes
 import json
 import os
 import sys
@@ -24,9 +25,13 @@ from vidgen.train.together import leave  # noqa: E402 (likewise)
 workdir, steps, pause = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 one = experiment(
   steps=steps, save_every=int(os.environ.get("SAVE_EVERY", "0")), eval_every=0, log_every=1,
-  batch_size=16,
+  batch_size=16, hang_seconds=float(os.environ.get("HANG", "0")),
 )  # fmt: skip
 fail_at = int(os.environ.get("FAIL_AT", "-1"))
+stuck = {
+  "data": lambda: time.sleep(1e6),
+  "lock": lambda: ctypes.PyDLL(None).sleep(1_000_000),  # holds Python's lock all the while
+}.get(os.environ.get("STUCK", ""))
 
 
 class Part(FakeData):
@@ -36,6 +41,8 @@ class Part(FakeData):
     time.sleep(pause)
     if self.position == fail_at:
       raise DataError("too many bad samples")
+    if stuck and self.position == 8:
+      stuck()
     batch, count = super().__next__(), jax.process_count()
     size = self.size // count
     first = jax.process_index() * size

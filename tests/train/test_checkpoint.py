@@ -11,6 +11,7 @@ import pytest
 from saved import CONFIG, assert_same_bits, like, save, state
 
 from vidgen.errors import CheckpointError
+from vidgen.train import manifest as mf
 from vidgen.train.checkpoint import Checkpoints
 
 
@@ -210,7 +211,35 @@ def test_asking_for_what_is_not_there_says_what_is(tmp_path):
 def test_the_config_and_data_position_are_plain_json(tmp_path):
   save(tmp_path, 7)
   assert json.loads((tmp_path / "00000007/config/config.json").read_text()) == CONFIG
-  data = tmp_path / "00000007/data/00000-of-00001.json"
+  data = tmp_path / "00000007/data/position.json"
   assert json.loads(data.read_text()) == {"position": 7}
   with pytest.raises((TypeError, ValueError)):
     Checkpoints(tmp_path).save(8, state(8), {"position": float("nan")}, CONFIG)
+
+
+def test_a_checkpoint_that_has_its_position_once_for_every_process_is_read(tmp_path):
+  """As earlier versions wrote them; positions that differ are damage."""
+  save(tmp_path, 7)
+  directory = tmp_path / "00000007"
+  manifest = mf.read(directory)
+  position = directory / "data" / "position.json"
+  for process, text in enumerate([position.read_text()] * 2):
+    (directory / "data" / f"{process:05d}-of-00002.json").write_text(text)
+  position.unlink()
+  rewrite(directory, manifest)
+  restored = Checkpoints(tmp_path).restore(None, like(state(7)))
+  assert restored.data_state == Checkpoints(tmp_path).read_data_state() == {"position": 7}
+  (directory / "data" / "00001-of-00002.json").write_text('{"position": 8}')
+  rewrite(directory, manifest)
+  with pytest.raises(CheckpointError, match="2 files that hold no one position"):
+    Checkpoints(tmp_path).read_data_state()
+
+
+def rewrite(directory, manifest):
+  """The manifest of files that were changed on purpose."""
+  data = [json.loads(file.read_text()) for file in sorted((directory / "data").glob("*.json"))]
+  files = tuple(mf.record_files(directory))
+  mf.write(
+    directory,
+    dataclasses.replace(manifest, files=files, digests=mf.digests(manifest.arrays, data)),
+  )

@@ -7,7 +7,14 @@ from ml_collections import ConfigDict
 
 from vidgen.config import load_config, plain
 from vidgen.errors import ConfigError
-from vidgen.train.experiment import OptimizerConfig, TrainConfig, from_plain, refused, resolve
+from vidgen.train.experiment import (
+  OptimizerConfig,
+  TrainConfig,
+  from_plain,
+  moves_data,
+  refused,
+  resolve,
+)
 
 TINY = "configs/movie_gen/t2v_256.py:tiny"
 
@@ -61,3 +68,21 @@ def test_what_moves_no_parameter_may_change_freely():
   assert refused(LINES, allowed=("inputs",)) == ["train.seed: 0 -> 1"]
   assert refused(LINES, allowed=("all",)) == []
   assert refused(LINES, allowed=("train.see",)) == refused(LINES, allowed=())
+
+
+@pytest.mark.parametrize(
+  ("key", "moves"),
+  [
+    ("all", True), ("data", True), ("data.train", True), ("inputs", True), ("train", True),
+    ("inputs.buckets[0].frames", True), ("train.batch_size", True), ("train.seed", True),
+    ("train.ema_decay", False), ("train.batch", False), ("stage", False), ("mesh", False),
+  ],
+)  # fmt: skip
+def test_only_changes_of_what_is_fed_accept_another_data_position(key, moves):
+  assert moves_data(key) == moves
+
+
+def test_the_watchdog_can_be_off_but_not_negative():
+  assert TrainConfig(hang_seconds=0.0).hang_seconds == 0
+  with pytest.raises(ValueError, match="hang_seconds must not be negative"):
+    TrainConfig(hang_seconds=-1.0)

@@ -18,6 +18,7 @@ VERBS = {
   "train": "train a stage; resumes by itself",
   "sample": "generate videos from prompts",
   "eval": "score generated samples",
+  "plan": "compile a config for accelerators that are not there",
   "export": "write weights or a runnable program for serving",
   "inspect": "show step, config, parameters and digests",
   "report": "write one self-contained HTML page about a run",
@@ -26,6 +27,7 @@ VERBS = {
 
 EXIT_CODES = """exit codes: 0 done; 1 any other failure, nothing saved for it;
 2 bad usage or config; 3 bad data; 4 bad or mismatched checkpoint; 5 non-finite training;
+6 hung: no step for train.hang_seconds, nothing saved for it;
 130 interrupted (Ctrl-C); 143 preempted and saved"""
 INTERRUPTED = 130  # as a shell says it of SIGINT
 

@@ -1,9 +1,11 @@
 """`vidgen train`: trains a stage, from the newest checkpoint in the workdir if there is one."""
 
 import argparse
+import os
+import sys
 from pathlib import Path
 
-from vidgen.errors import ConfigError, Preempted
+from vidgen.errors import Preempted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,36 +21,72 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar="KEY",
     help="accept that this key of the config (or 'data', or 'all') differs from the checkpoint's",
   )
-  group = parser.add_argument_group("several processes (each is started with the same command)")
+  parser.add_argument(
+    "--compilation-cache",
+    metavar="DIR",
+    help="where compiled programs are kept, so that a restart does not compile (default: WORKDIR/"
+    "compiled on accelerators, none on CPUs, whose programs do not suit every other CPU)",
+  )
+  group = parser.add_argument_group(
+    "several processes",
+    "Each is started with the same command. The tasks of a Slurm step, the ranks of Open MPI and "
+    "the workers of a TPU slice on GKE find each other; elsewhere say who they are.",
+  )
   group.add_argument(
-    "--coordinator", metavar="HOST:PORT", help="address of process 0; 'auto' on a known cluster"
+    "--coordinator",
+    metavar="HOST:PORT",
+    help="address of process 0; 'auto' on TPU VMs and for indexed Kubernetes jobs",
   )
   group.add_argument("--processes", type=int, metavar="N", help="how many there are")
   group.add_argument("--process", type=int, metavar="I", help="which this is, from 0")
+  group.add_argument(
+    "--join-timeout", type=int, default=300, metavar="SECONDS",
+    help="how long to wait for the others at the start (default: %(default)s)",
+  )  # fmt: skip
+  group.add_argument(
+    "--heartbeat-timeout", type=int, default=100, metavar="SECONDS",
+    help="after how long without a sign of life one is given up, and all end (%(default)s)",
+  )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> None:
   """Trains to the end of the run."""
+  from vidgen.dist import flags
+
+  set_flags = flags.apply()  # before jax is imported
+
   from vidgen.config import load_config, parse_overrides
+  from vidgen.train.cluster import find_group, join
   from vidgen.train.experiment import resolve
 
   experiment = resolve(load_config(args.config, parse_overrides(args.overrides)))
-  join(args)
+  group = find_group(
+    os.environ, coordinator=args.coordinator, processes=args.processes, process=args.process
+  )
+  join(group, heartbeat_seconds=args.heartbeat_timeout, timeout_seconds=args.join_timeout)
 
   import jax
 
+  if jax.process_index() == 0:
+    print(*set_flags, sep="\n", file=sys.stderr)
+  keep_compiled(args.compilation_cache or default_cache(args.workdir))
+
+  from vidgen.dist.mesh import make_mesh
   from vidgen.systems import make_stage
   from vidgen.train.data import ShardData
   from vidgen.train.loop import train
+  from vidgen.train.rows import process_rows
   from vidgen.train.together import leave
 
   try:
+    mesh = make_mesh(experiment.mesh)
     data = ShardData(
       experiment.inputs,
       args.data,
       batch_size=experiment.train.batch_size,
       seed=experiment.train.seed,
       workdir=args.workdir,
+      rows=process_rows(experiment.train.batch_size, mesh=mesh, rules=experiment.rules),
     )
     train(
       experiment,
@@ -63,20 +101,16 @@ def run(args: argparse.Namespace) -> None:
     leave(error, verb="vidgen train")
 
 
-def join(args: argparse.Namespace) -> None:
-  """Joins the other processes of the run, if there are any.
-
-  Raises:
-    ConfigError: of --coordinator, --processes and --process only some are given.
-  """
+def default_cache(workdir: str) -> Path | None:
+  """Where the compiled programs of a run are kept if the user does not say."""
   import jax
 
-  given = [args.coordinator, args.processes, args.process]
-  if args.coordinator == "auto":
-    jax.distributed.initialize()
-  elif all(value is not None for value in given):
-    jax.distributed.initialize(
-      args.coordinator, num_processes=args.processes, process_id=args.process
-    )
-  elif any(value is not None for value in given):
-    raise ConfigError("--coordinator, --processes and --process go together")
+  return None if jax.default_backend() == "cpu" else Path(workdir) / "compiled"
+
+
+def keep_compiled(folder: str | Path | None) -> None:
+  """Keeps compiled programs in `folder`, unless jax has been told another one."""
+  import jax
+
+  if folder is not None and not getattr(jax.config, "jax_compilation_cache_dir", None):
+    jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -2,14 +2,16 @@
 
 Batch n of a run is a function of (config, data set, seed, n) alone: not of workers, threads, cache,
 or where the run was stopped. The data order is a list of positions; position k has a sample, by the
-shuffle of its epoch, and random numbers of its own. Processes take turns in blocks of that list,
-so that the global batch is the same list however many processes share it.
+shuffle of its epoch, and random numbers of its own. Each process makes the rows of every global
+batch that its devices hold: the batch is the same list however many processes share it, and a
+position in the data is of the run, not of a process.
 """
 
 import dataclasses
 import os
 import tempfile
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 import grain
@@ -25,7 +27,7 @@ from vidgen.inputs.quarantine import Budget, Quarantine
 from vidgen.inputs.sources import open_source
 from vidgen.inputs.workers import InWork, start_worker, starting_workers
 
-ENDLESS = 2**40  # local batches of a repeated order; more than any run takes
+ENDLESS = 2**40  # batches of a repeated order; more than any run takes
 
 # what may change between two runs without changing any batch
 _SPEED = ("workers", "threads", "prefetch", "cache_bytes", "bad_count", "bad_fraction")
@@ -40,24 +42,23 @@ def make_dataset(
   split: str = "train",
   bucket: str | None = None,
   repeat: bool = True,
-  process_index: int = 0,
-  process_count: int = 1,
+  rows: Sequence[int] | None = None,
   quarantine_path: str | None = None,
 ) -> "Batches":
   """The batches of one process, as numpy arrays: video, text, text_mask, fps (as in `Loader`).
 
-  `batch_size` is global. With `bucket`, only batches of that one are made. With `repeat=False` each
+  `batch_size` is global, and `rows` are those of every batch that are made here, in this order
+  (default: all). With `bucket`, only batches of that one are made. With `repeat=False` each
   bucket is read once, one bucket after another, and what does not fill a batch is left out. Bad
   samples are replaced by others and written to `quarantine_path`.
 
   Raises:
-    ConfigError: the batch does not divide among the processes.
+    ConfigError: the batch is empty, or has no such rows.
     DataError: there is no such data, or, from the iterator, too many bad samples.
   """
-  if batch_size < 1 or batch_size % process_count:
-    raise ConfigError(f"batch size {batch_size} does not divide among {process_count} processes")
-  if not 0 <= process_index < process_count:
-    raise ConfigError(f"process {process_index} of {process_count}")
+  rows = range(batch_size) if rows is None else rows
+  if not len(rows) or not 0 <= min(rows) <= max(rows) < batch_size:
+    raise ConfigError(f"rows {list(rows)[:8]} of batches of {batch_size}")
   buckets = [b for b in config.buckets if bucket in (None, b.name)]
   sources = {b.name: open_source(directory, subset=b.subset, split=split) for b in buckets}
   if quarantine_path is None:
@@ -73,14 +74,14 @@ def make_dataset(
   quarantine.check()
   in_work = InWork() if config.workers else None
   loader = Loader(config, sources=sources, quarantine=quarantine, seed=seed, in_work=in_work)
-  local = batch_size // process_count
   orders = []
   for one in buckets:
     length = len(sources[one.name])
-    count = ENDLESS if repeat else length // batch_size * process_count
-    order = _Order(one.name, length=length, size=local, seed=seed, shuffle=config.shuffle)
-    batches = grain.MapDataset.range(count).map(order)
-    orders.append(batches.slice(slice(process_index, None, process_count)))
+    count = ENDLESS if repeat else length // batch_size
+    order = _Order(
+      one.name, length=length, size=batch_size, rows=rows, seed=seed, shuffle=config.shuffle
+    )
+    orders.append(grain.MapDataset.range(count).map(order))
   if len(orders) == 1:
     plans = orders[0]
   elif repeat:
@@ -110,17 +111,20 @@ def make_dataset(
 
 
 class _Order:
-  """Turns the number of a local batch into what it takes: `size` positions of a bucket's order."""
+  """Turns the number of a batch into what `rows` of its `size` take: positions in an order."""
 
-  def __init__(self, bucket: str, *, length: int, size: int, seed: int, shuffle: bool):
+  def __init__(
+    self, bucket: str, *, length: int, size: int, rows: Sequence[int], seed: int, shuffle: bool
+  ):
     self.bucket = bucket
     self.length = length
     self.size = size
+    self.rows = np.asarray(rows, np.int64)
     self.seed = bucket_seed(seed, bucket)
     self.shuffle = shuffle
 
   def __call__(self, number: int) -> Plan:
-    positions = number * self.size + np.arange(self.size, dtype=np.int64)
+    positions = number * self.size + self.rows
     if not self.shuffle:
       return Plan(self.bucket, positions, positions % self.length)
     return Plan(self.bucket, positions, shuffled(self.seed, positions, length=self.length))

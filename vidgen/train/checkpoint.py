@@ -1,7 +1,8 @@
 """Checkpoints: saved in the background by Orbax, complete or absent, verified on restore.
 
 A checkpoint is a directory `<step:08d>` with one Orbax item each for params, ema, opt_state and
-counters, the data position of every process, the config, and the manifest. It is written under
+counters, the data position, the config, and the manifest; nothing in it depends on how many
+processes or devices wrote it, and any number of them may read it. It is written under
 `<step:08d>.saving` and takes its final name, by one rename, when all of it is on disk: a directory
 with a final name is a complete checkpoint, or has been damaged since and is refused. What a kill
 leaves under another name is swept by the next writer. Older ones go only after that rename.
@@ -34,26 +35,12 @@ LEFTOVER = re.compile(r"\d{8,}\.(saving|saving\.orbax-checkpoint-tmp.*|deleted)"
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-  """What a checkpoint held: the step, the state, the data position of each process, the config."""
+  """What a checkpoint held: the step, the state, the data position, the config."""
 
   step: int
   state: Any
-  data_states: tuple[dict, ...]
+  data_state: dict
   config: dict
-
-  @property
-  def data_state(self) -> dict:
-    """The data position of this process.
-
-    Raises:
-      CheckpointError: the checkpoint was saved by another number of processes.
-    """
-    if len(self.data_states) != jax.process_count():
-      raise CheckpointError(
-        f"step {self.step} holds the data positions of {len(self.data_states)} processes, "
-        f"and {jax.process_count()} are running"
-      )
-    return self.data_states[jax.process_index()]
 
 
 class Checkpoints:
@@ -112,17 +99,24 @@ class Checkpoints:
 
     `state` is a dataclass or mapping with `params`, `ema` (or None), `opt_state`, and other fields,
     which become counters; its arrays may be donated as soon as this returns. `data_state` is the
-    data position of this process and `config` the run's config, both plain JSON. A step that was
-    already saved or restored here stays as it is. Other checkpoints at or after `step` belong to a
-    course that the run has left by going back; they are deleted when this one is durable.
+    data position, the same on every process, and `config` the run's config, both plain JSON. A step
+    that was already saved or restored here stays as it is. Other checkpoints at or after `step`
+    belong to a course that the run has left by going back; they are deleted when this one is
+    durable.
 
     Raises:
-      CheckpointError: the previous save failed; its step is not there, older ones are.
+      CheckpointError: the previous save failed; its step is not there, older ones are. Or the
+        processes are at different positions in the data.
     """
     self.wait()
     if step in self._known:
       return
     self.prepare()
+    if not together.same(cfg.digest(data_state)):
+      raise CheckpointError(
+        f"saving step {step} in {self._directory}: the processes are at different positions in the "
+        "data; see that all of them were started with the same code, config and data"
+      )
     arrays = {item: it.to_host(it.flatten(tree)) for item, tree in it.split(state).items()}
     data = json.loads(cfg.canonical_json(data_state))
     config = json.loads(cfg.canonical_json(config))
@@ -191,9 +185,10 @@ class Checkpoints:
     with self._offering(step):
       found = {item: self._read(step, manifest, item, wanted[item]) for item in wanted}
       data, config = self._read_data(step), self.read_config(step)
+      position = self._position(step, data)
     state = it.join(like, {item: it.unflatten(trees[item], found[item]) for item in trees})
     self._known.add(step)
-    return Restored(step, state, tuple(data), config)
+    return Restored(step, state, position, config)
 
   def restore_params(self, which: str = "ema", *, step: int | None = None, like: Any = None) -> Any:
     """Restores the parameters alone ("params", or their average "ema"), and verifies them.
@@ -232,15 +227,15 @@ class Checkpoints:
         raise mf.Damaged(f"{path}: damaged: its digest differs from the manifest")
       return config
 
-  def read_data_states(self, step: int | None = None) -> tuple[dict, ...]:
-    """The data positions of all processes that `step`, or the newest step, was saved with.
+  def read_data_state(self, step: int | None = None) -> dict:
+    """The data position that `step`, or the newest step, was saved with.
 
     Raises:
-      CheckpointError: there is no such step, or they cannot be read.
+      CheckpointError: there is no such step, or it cannot be read.
     """
     step = self._choose(step)
     with self._offering(step):
-      return tuple(self._read_data(step))
+      return self._position(step, self._read_data(step))
 
   def digests(self, step: int | None = None) -> dict[str, str]:
     """Digests of params, ema, optimizer and data, as recorded when the step was saved."""
@@ -420,6 +415,12 @@ class Checkpoints:
       return it.read_data(self._path(step) / "data")
     except (OSError, ValueError, RecursionError) as error:
       raise mf.Damaged(f"{self._path(step)}: data cannot be read: {error}") from error
+
+  def _position(self, step: int, data: list[dict]) -> dict:
+    """The one data position; checkpoints of earlier versions have it once for every process."""
+    if not data or any(other != data[0] for other in data):
+      raise mf.Damaged(f"{self._path(step)}: data: {len(data)} files that hold no one position")
+    return data[0]
 
 
 def _sweep(path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from vidgen.inputs.config import InputConfig
 from vidgen.inputs.pipeline import adopt_state, describe_data, make_dataset
 from vidgen.inputs.sources import NoSuchSplit
 from vidgen.inputs.text import make_tokenizer
+from vidgen.train.rows import even_rows
 
 HostBatch = Mapping[str, np.ndarray]
 # How held-out samples are read: nothing of them is drawn.
@@ -26,13 +27,24 @@ STILL: dict[str, Any] = {
 
 
 class ShardData:
-  """Batches of a data set on disk for this process; what the loop's `Data` asks for."""
+  """Batches of a data set on disk for this process; what the loop's `Data` asks for.
+
+  `rows` of every global batch are made (default: an even part, by process).
+  """
 
   names = frozenset({"video", "text", "text_mask", "fps"})  # what `inputs.loader` makes
 
   def __init__(
-    self, config: InputConfig, directory: str, *, batch_size: int, seed: int, workdir: str | Path
+    self,
+    config: InputConfig,
+    directory: str,
+    *,
+    batch_size: int,
+    seed: int,
+    workdir: str | Path,
+    rows: Sequence[int] | None = None,
   ):
+    self._rows = even_rows(batch_size) if rows is None else rows
     self._config, self._directory, self._seed = config, directory, seed
     self._batch_size = batch_size
     self._held_out: list[str] = []  # buckets that have such clips
@@ -53,8 +65,7 @@ class ShardData:
       directory,
       batch_size=batch_size,
       seed=seed,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
+      rows=self._rows,
       quarantine_path=self._quarantine,
     )
     self._bad = dataset.quarantine
@@ -65,7 +76,7 @@ class ShardData:
     return next(self._iterator)
 
   def get_state(self) -> dict[str, Any]:
-    """The position between two batches, and what it depends on."""
+    """The position between two batches, and what it depends on; the same on every process."""
     return self._iterator.get_state()
 
   def set_state(self, state: dict[str, Any], *, changed: bool) -> None:
@@ -94,21 +105,20 @@ class ShardData:
     kept: nothing is drawn.
     """
     each = max(1, batches // max(1, len(self._held_out)))
-    process = {"process": jax.process_index(), "of": jax.process_count()}
     return [
       batch
       for bucket in self._held_out
-      for batch in self._read(bucket, each, self._batch_size, **process)
+      for batch in self._read(bucket, each, self._batch_size, rows=self._rows)
     ]
 
   def examples(self, count: int) -> HostBatch | None:
     """The first held-out examples, the same on every process; None if there is no such split."""
     for bucket in self._held_out:
-      return self._read(bucket, 1, count, process=0, of=1)[0]
+      return self._read(bucket, 1, count, rows=None)[0]
     return None
 
   def _read(
-    self, bucket: str, batches: int, batch_size: int, *, process: int, of: int
+    self, bucket: str, batches: int, batch_size: int, *, rows: Sequence[int] | None
   ) -> list[HostBatch]:
     dataset = make_dataset(
       dataclasses.replace(self._config, workers=0, **STILL),
@@ -118,8 +128,7 @@ class ShardData:
       seed=self._seed,
       split="held_out",
       quarantine_path=self._quarantine,
-      process_index=process,
-      process_count=of,
+      rows=rows,
     )
     iterator: Any = iter(dataset)
     try:

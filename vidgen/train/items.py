@@ -109,7 +109,7 @@ def struct(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def save_handler() -> ocp.CompositeCheckpointHandler:
-  """What writes all items of a checkpoint: arrays as trees, data positions and config as JSON."""
+  """What writes all items of a checkpoint: arrays as trees, data position and config as JSON."""
   registry = ocp.type_handlers.create_type_handler_registry(
     (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)),  # ours already
     (jax.Array, ocp.type_handlers.ArrayHandler()),
@@ -117,12 +117,10 @@ def save_handler() -> ocp.CompositeCheckpointHandler:
   handlers: dict[str, Any] = {
     item: ocp.PyTreeCheckpointHandler(type_handler_registry=registry) for item in ITEMS
   }
-  process = f"{jax.process_index():05d}-of-{jax.process_count():05d}"
-  every_process = ocp.options.MultiprocessingOptions(primary_host=None)
   return ocp.CompositeCheckpointHandler(
     **handlers,
     config=ocp.JsonCheckpointHandler("config.json"),
-    data=ocp.JsonCheckpointHandler(f"{process}.json", multiprocessing_options=every_process),
+    data=ocp.JsonCheckpointHandler("position.json"),
   )
 
 
@@ -161,5 +159,5 @@ def read_arrays(directory: Path, leaves: Arrays) -> Arrays:
 
 
 def read_data(directory: Path) -> list[dict]:
-  """The data positions of all processes, in their order."""
+  """What lies there of data positions; files, in the order of their names."""
   return [json.loads(file.read_text()) for file in sorted(directory.glob("*.json"))]

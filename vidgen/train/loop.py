@@ -15,14 +15,15 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 
 from vidgen.config import differences, plain
-from vidgen.dist.mesh import make_mesh
-from vidgen.dist.peaks import peak_flops
+from vidgen.dist.devices import peak_flops
+from vidgen.dist.mesh import make_mesh, on_mesh
 from vidgen.dist.rules import check_rules, check_sharded
 from vidgen.errors import CheckpointError, ConfigError, Preempted
-from vidgen.nn.partition import activation_rules
 from vidgen.systems.stage import Stage
 from vidgen.train.checkpoint import Checkpoints
-from vidgen.train.experiment import Experiment, refused
+from vidgen.train.experiment import Experiment, moves_data, refused
+from vidgen.train.goodput import Ledger
+from vidgen.train.hang import Watchdog
 from vidgen.train.metrics import LateReader
 from vidgen.train.preemption import Preemption
 from vidgen.train.programs import HostBatch, Programs
@@ -40,11 +41,14 @@ class Data(Protocol):
     ...
 
   def get_state(self) -> dict[str, Any]:
-    """The position between two batches, as JSON."""
+    """The position between two batches, as JSON: of the run, the same on every process."""
     ...
 
   def set_state(self, state: dict[str, Any], *, changed: bool) -> None:
-    """Goes to a position; `changed` accepts one of other data or another batch size."""
+    """Goes to a position, whatever number of processes it was saved by.
+
+    `changed` accepts one of other data, inputs, seed or batch size.
+    """
     ...
 
   @property
@@ -103,10 +107,13 @@ def train(
     NonFiniteError: too many non-finite steps in a row.
     Preempted: a termination signal came, and the state was saved.
   """
-  config = experiment.train
+  ledger, config = Ledger(), experiment.train
   mesh = make_mesh(experiment.mesh)
   check_rules(experiment.rules, mesh)
   with contextlib.ExitStack() as stack:
+    watchdog = stack.enter_context(
+      Watchdog(Path(workdir), seconds=config.hang_seconds, process=jax.process_index())
+    )
     stack.callback(data.close)
     preemption = stack.enter_context(Preemption())
     directory = stack.enter_context(RunDirectory(workdir))
@@ -115,8 +122,9 @@ def train(
     )
     stack.callback(checkpoints.close)
     checkpoints.prepare()
-    stack.enter_context(jax.set_mesh(mesh))
-    stack.enter_context(activation_rules(experiment.rules))
+    choices = stack.enter_context(
+      on_mesh(mesh, rules=experiment.rules, attention=experiment.attention)
+    )
 
     programs = Programs(experiment, stage=stage, mesh=mesh)
     check_data(programs, data.names)
@@ -138,11 +146,14 @@ def train(
         step=step,
         config=config,
         flops={bucket: 3 * stage.flops(spec) for bucket, spec in programs.specs.items()},
+        ledger=ledger,
+        watchdog=watchdog,
         bad_samples=lambda: data.bad_samples,
         peak=config.peak_flops or peak_flops(jax.devices()[0].device_kind),
       )
     )
     watch.say(f"{describe(experiment, programs)}; compiled in {compiled:.1f} s; at step {step}")
+    watch.say(f"attention: {choices}")
     late = LateReader()
     stack.enter_context(jax.transfer_guard("disallow"))
 
@@ -155,12 +166,13 @@ def train(
 
     def save_and_stop() -> None:
       save()
-      checkpoints.wait()
+      with watch.blocked("save"):
+        checkpoints.wait()
       raise Preempted(f"step {step} is saved in {directory.path}; the same command goes on")
 
-    def fetch() -> tuple[str, dict[str, jax.Array]]:
+    def fetch(after: Any = None) -> tuple[str, dict[str, jax.Array]]:
       try:
-        with watch.blocked("data"):
+        with watch.fetching(busy=lambda: after is not None and not after.is_ready()):
           batch = next(data)
       except Exception:
         if preemption.signalled:  # the signal went to the data workers, too
@@ -175,22 +187,23 @@ def train(
       step += 1
       late.push(metrics, functools.partial(watch.trained, step, bucket))
       if held_out and due(step, config.eval_every, config.steps):
-        watch.note("eval")
-        means = programs.evaluate(state.ema, held_out)
+        with watch.dispatching("eval"):
+          means = programs.evaluate(state.ema, held_out)
         late.push(means, functools.partial(watch.evaluated, step))
       if examples is not None and due(step, config.sheet_every, config.steps):
-        watch.note("sheet")
-        videos = programs.sample(state.ema, examples)
-        captions = data.captions(examples)
+        with watch.dispatching("sheet"):
+          videos = programs.sample(state.ema, examples)
+          captions = data.captions(examples)
         late.push(videos, functools.partial(watch.sheet, step, captions))
       if preemption.requested(step) and step < config.steps:
         save_and_stop()
       if due(step, config.save_every, config.steps):
         save()
       if step < config.steps:
-        bucket, batch = fetch()
+        bucket, batch = fetch(after=metrics["loss"])
     late.drain()
-    checkpoints.wait()
+    with watch.blocked("save"):
+      checkpoints.wait()
     return state
 
 
@@ -239,7 +252,7 @@ def start(
   if newest is None:
     return programs.init()
   changes = differences(checkpoints.read_config(newest), plain(programs.experiment))
-  of_data = checkpoints.read_data_states(newest)[0]["description"]
+  of_data = checkpoints.read_data_state(newest)["description"]
   moved = [f"data.{line}" for line in differences(of_data, data.describe())]
   _refuse(
     refused(changes, allowed=tuple(key for key in allowed if key != "data"))
@@ -247,9 +260,7 @@ def start(
     newest,
   )
   restored = checkpoints.restore(newest, programs.abstract)
-  accepted = bool(allowed)
-  position = restored.data_states[0] if accepted else restored.data_state
-  data.set_state(position["iterator"], changed=accepted)
+  data.set_state(restored.data_state["iterator"], changed=any(map(moves_data, allowed)))
   return restored.state
 
 

@@ -82,7 +82,7 @@ class JsonLines(Sink):
   Opening it cuts every line after `step`, and a last line that a kill left in two.
   """
 
-  def __init__(self, path: Path, *, step: int):
+  def __init__(self, path: Path, *, step: int | float):
     super().__init__(path.name)
     self._path = path
     self._file: Any = None
@@ -123,7 +123,7 @@ class JsonLines(Sink):
       self.attempt(self._file.close)
 
 
-def _cut(path: Path, step: int) -> None:
+def _cut(path: Path, step: int | float) -> None:
   if not path.exists():
     return
   end = 0

@@ -17,6 +17,7 @@ from vidgen.systems.stage import ArraySpec, BatchSpec, Metrics, Params, Stage
 from vidgen.train.experiment import Experiment
 from vidgen.train.metrics import means
 from vidgen.train.optimizer import make_optimizer
+from vidgen.train.rows import process_rows
 from vidgen.train.state import TrainState, init_state
 from vidgen.train.step import eval_step, train_step
 
@@ -120,22 +121,28 @@ class Programs:
     layout = self._layouts[bucket]
     return {name: spec.struct(layout[name]) for name, spec in self.specs[bucket].items()}
 
+  @functools.cached_property
+  def _rows(self) -> int:
+    """How many rows of a batch this process makes."""
+    config = self.experiment
+    return len(process_rows(config.train.batch_size, mesh=self.mesh, rules=config.rules))
+
   def put(self, batch: HostBatch) -> tuple[str, dict[str, jax.Array]]:
-    """The bucket of this process's part of a batch, and its arrays on the devices.
+    """The bucket of this process's rows of a batch (`process_rows`), and its arrays on the devices.
 
     Raises:
       DataError: no bucket in use has these names and shapes.
     """
-    count = jax.process_count()
     for bucket, spec in self.specs.items():
       if all(
-        name in batch and batch[name].shape == (array.shape[0] // count, *array.shape[1:])
+        name in batch and batch[name].shape == (self._rows, *array.shape[1:])
         for name, array in spec.items()
       ):
         layout = self._layouts[bucket]
         with jax.transfer_guard("allow"):  # the one transfer into the loop that is meant
           return bucket, {
-            name: jax.make_array_from_process_local_data(layout[name], batch[name]) for name in spec
+            name: jax.make_array_from_process_local_data(layout[name], batch[name], array.shape)
+            for name, array in spec.items()
           }
     found = {name: array.shape for name, array in batch.items()}
     raise DataError(

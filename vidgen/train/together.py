@@ -3,6 +3,7 @@
 import os
 import sys
 import traceback
+import zlib
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -34,6 +35,15 @@ def agree(error: BaseException | None) -> BaseException | None:
     if error is None and np.any(failed):
       return CheckpointError(f"process {int(np.argmax(failed))} failed; see its message")
   return error
+
+
+def same(text: str) -> bool:
+  """Whether all processes ask with the same text; all of them must ask."""
+  if jax.process_count() == 1:
+    return True
+  with jax.transfer_guard("allow"):  # one number, and only at a save
+    sums = multihost_utils.process_allgather(np.uint32(zlib.crc32(text.encode())))
+  return bool(np.all(sums == sums[0]))
 
 
 def leave(error: Exception, *, verb: str) -> NoReturn:

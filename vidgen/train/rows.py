@@ -1,0 +1,26 @@
+"""Which rows of the global batch a process makes: those that its devices hold."""
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from vidgen.nn.partition import Rules, partition_spec
+
+
+def process_rows(batch_size: int, *, mesh: Mesh, rules: Rules) -> list[int]:
+  """Rows of a global batch that devices of this process hold, ascending.
+
+  Processes that share a copy of the batch (a mesh axis over several hosts that splits tokens or
+  matrices) have the same rows; rows of one process need not be neighbours.
+  """
+  layout = partition_spec((batch_size,), ("batch",), mesh=mesh.shape, rules=rules)
+  held = np.zeros(batch_size, bool)
+  for index in NamedSharding(mesh, layout).addressable_devices_indices_map((batch_size,)).values():
+    held[index] = True
+  return np.flatnonzero(held).tolist()
+
+
+def even_rows(batch_size: int) -> list[int]:
+  """As `process_rows` on a mesh that splits the batch over all devices, in their order."""
+  each = batch_size // jax.process_count()
+  return list(range(jax.process_index() * each, (jax.process_index() + 1) * each))
