@@ -12,7 +12,7 @@ WORKERS ?= 2
 # an hour on the slower of the README's two machines
 SCORE_STEPS ?= 5000
 
-.PHONY: setup compilers demo scores test soak lint bench plans lock clean
+.PHONY: setup compilers demo scores test soak lint bench head-to-head plans lock clean
 
 setup: $(STAMP)
 
@@ -53,6 +53,12 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/vidgen data build data/shapes_world.py:single --out runs/bench/data --count 1024
 	$(BIN)/vidgen bench --data runs/bench/data --warmup 20 --json runs/bench/bench.json
+
+head-to-head:  ## against torch on the CPU; Python 3.11
+	$(PYTHON) -m venv .venv-oracle
+	.venv-oracle/bin/pip install --quiet --editable '.[data,oracle]'
+	.venv-oracle/bin/python benchmarks/wan.py --works forward --json benchmarks/results/wan_forward.json
+	.venv-oracle/bin/python benchmarks/wan.py --works train --json benchmarks/results/wan_train.json
 
 plans: compilers
 	for f in configs/*/*.plans.json; do $(BIN)/vidgen plan --recorded $$f || exit 1; done

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vidgen.cli.recorded_plans import arguments, drift, read_entries
+from vidgen.cli.recorded_plans import arguments, drift, read_entries, table
 from vidgen.config import load_config
 from vidgen.errors import ConfigError
 from vidgen.train.experiment import resolve
@@ -123,6 +123,10 @@ def test_every_full_size_variant_is_planned_for_the_slice_it_names(path):
     assert entry["plan"]["fits"], entry["topology"]
     assert entry["plan"]["topology"] == entry["topology"]
     assert entry["plan"]["peak_bytes_per_device"] <= entry["plan"]["hbm_bytes_per_device"]
+
+
+def test_the_readme_has_the_plans_on_record():
+  assert table(RECORDED) in (ROOT / "README.md").read_text()
 
 
 def test_drift_is_told():

@@ -22,7 +22,7 @@ VERBS = {
   "export": "write weights or a runnable program for serving",
   "inspect": "show step, config, parameters and digests",
   "report": "write one self-contained HTML page about a run",
-  "bench": "time the train step and the input pipeline",
+  "bench": "time the train step, networks, sampling, loading and checkpoints",
 }
 
 EXIT_CODES = """exit codes: 0 done; 1 any other failure, nothing saved for it;

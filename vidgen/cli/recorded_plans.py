@@ -112,3 +112,25 @@ def drift(recorded: dict[str, Any], found: dict[str, Any]) -> Iterator[str]:
         yield f"{name}: recorded {was:.6g}, now {now:.6g}"
     elif was != now and (same or name not in ("executed_flops", "attention")):
       yield f"{name}: recorded {was}, now {now}"
+
+
+def table(paths: Sequence[Path]) -> str:
+  """The plans on record as a Markdown table."""
+  rows = [
+    "| config | devices | mesh | peak memory, GiB | roofline, s | MFU at most | compiled in, s |",
+    "|---|---|---|---|---|---|---|",
+  ]
+  for path in paths:
+    for entry in read_entries(path):
+      plan = entry["plan"]
+      mesh = " x ".join(f"{axis} {n}" for axis, n in plan["mesh"].items() if n > 1)
+      what = f"`{path.name.removesuffix('.plans.json')}:{entry['variant']}`"
+      if plan["program"] == "sample":
+        what += f", {plan['batch_size']} samples"
+      memory = f"{plan['peak_bytes_per_device'] / 2**30:.1f}"
+      memory += f" of {plan['hbm_bytes_per_device'] / 2**30:.1f}"
+      rows.append(
+        f"| {what} | {entry['topology']} | {mesh} | {memory} | {plan['roofline_seconds']:.1f} |"
+        f" {plan['mfu_bound']:.0%} | {plan['compile_seconds']:.0f} |"
+      )
+  return "\n".join(rows) + "\n"

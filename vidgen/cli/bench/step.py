@@ -1,4 +1,4 @@
-"""`vidgen bench`: the train step alone against the step in the loop, and the input pipeline alone.
+"""`vidgen bench step`: the train step alone against the step in the loop, and the data alone.
 
 Both run the same program on batches of one shape, in turns, so that a machine whose speed drifts
 treats them alike. Seconds are means over all turns, total time over steps, so that a stall counts
@@ -12,12 +12,11 @@ later steps take from the cache, and on a CPU the decoding and the step share th
 
 import argparse
 import itertools
-import json
 import statistics
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,55 +27,42 @@ LOOP_OVER_BARE, DATA_WAIT = 1.03, 0.05  # what the loop may cost
 OpenData = Callable[[Any, str], Any]  # (programs, a scratch folder) -> `vidgen.train.loop.Data`
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """The arguments of the verb; further ones of the form --config.key=value override the config."""
-  parser.set_defaults(takes_overrides=True)
-  parser.add_argument(
-    "--config",
-    default="configs/movie_gen/t2v_256.py:tiny",
-    metavar="FILE.py[:variant]",
-    help="what to train (default: %(default)s)",
-  )
-  parser.add_argument("--data", metavar="DIR", help="the data set; without, batches are made up")
-  parser.add_argument("--steps", type=int, default=60, help="steps of each kind (default: 60)")
-  parser.add_argument(
-    "--warmup", type=int, default=LEAST_WARMUP,
-    help="steps before those: an epoch, to time cached data (default and least: %(default)s)",
-  )  # fmt: skip
-  parser.add_argument("--json", metavar="FILE", help="write the figures there")
-
-
-def run(args: argparse.Namespace) -> None:
-  """Measures and prints."""
+def measure_step(
+  settings: argparse.Namespace, overrides: list[str]
+) -> tuple[dict[str, Any], Iterator[str]]:
+  """The figures, and the lines that say them."""
   from vidgen.config import load_config, parse_overrides
   from vidgen.errors import ConfigError
   from vidgen.train.experiment import resolve
 
-  if args.steps < 5 * TURNS:
+  if settings.steps < 5 * TURNS:
     raise ConfigError(f"--steps must be at least {5 * TURNS}")
-  if args.warmup < LEAST_WARMUP:
+  if settings.warmup < LEAST_WARMUP:
     raise ConfigError(f"--warmup must be at least {LEAST_WARMUP}")
   quiet = {"train.eval_every": 0, "train.save_every": 0, "train.sheet_every": 0}
-  config = load_config(args.config, {**quiet, **parse_overrides(args.overrides)})
-  experiment = resolve(config)
-  open_data = data_of(experiment, args.data)
+  experiment = resolve(load_config(settings.config, {**quiet, **parse_overrides(overrides)}))
+  open_data = data_of(experiment, settings.data)
   figures = measure(
-    experiment, open_data=open_data, steps=args.steps, warmup=args.warmup, turns=TURNS
+    experiment, open_data=open_data, steps=settings.steps, warmup=settings.warmup, turns=TURNS
   )
-  figures["data"] = args.data or "made up"
+  figures["data"] = settings.data or "made up"
+  return figures, _lines(figures)
+
+
+def _lines(figures: dict[str, Any]) -> Iterator[str]:
   ratio, wait = figures["loop_over_bare"], figures["data_wait"]
   for title, name in (("bare step", "bare"), ("step in loop", "loop")):
     mean, median = figures[f"{name}_seconds"], figures[f"{name}_median_seconds"]
-    print(f"{title:14s} {mean * 1e3:9.2f} ms  (median {median * 1e3:.2f} ms)")
-  print(f"  in warm-up   {figures['warmup_seconds'] * 1e3:9.2f} ms  ({args.warmup} steps a turn)")
-  print(f"loop over bare {ratio:9.4f}     {_verdict(ratio, LOOP_OVER_BARE)}")
-  print(f"data wait      {wait:9.2%}     {_verdict(wait, DATA_WAIT)}")
-  print(f"data alone     {figures['data_batches_per_second']:9.1f} batches/s")
-  print(f"model FLOP/s   {figures['model_flops_per_second']:9.3e}")
+    yield f"{title:14s} {mean * 1e3:9.2f} ms  (median {median * 1e3:.2f} ms)"
+  steps = figures["warmup_steps"]
+  yield f"  in warm-up   {figures['warmup_seconds'] * 1e3:9.2f} ms  ({steps} steps a turn)"
+  yield f"  compiled in  {figures['compile_seconds']:9.2f} s"
+  yield f"loop over bare {ratio:9.4f}     {_verdict(ratio, LOOP_OVER_BARE)}"
+  yield f"data wait      {wait:9.2%}     {_verdict(wait, DATA_WAIT)}"
+  yield f"data alone     {figures['data_batches_per_second']:9.1f} batches/s"
+  yield f"model FLOP/s   {figures['model_flops_per_second']:9.3e}"
   if "mfu" in figures:
-    print(f"MFU            {figures['mfu']:9.2%}     of {figures['peak_flops_per_second']:.3e}")
-  if args.json:
-    Path(args.json).write_text(json.dumps(figures, indent=2) + "\n")
+    yield f"MFU            {figures['mfu']:9.2%}     of {figures['peak_flops_per_second']:.3e}"
 
 
 def _verdict(value: float, limit: float) -> str:
@@ -108,9 +94,9 @@ def measure(
 
   import jax
 
-  from vidgen.dist.mesh import make_mesh
-  from vidgen.dist.peaks import peak_flops
-  from vidgen.nn.partition import activation_rules
+  from vidgen.cli.bench.record import speed, spread
+  from vidgen.dist.devices import peak_flops
+  from vidgen.dist.mesh import make_mesh, on_mesh
   from vidgen.systems import make_stage
   from vidgen.train.loop import train
   from vidgen.train.programs import Programs
@@ -122,13 +108,15 @@ def measure(
   stage = make_stage(experiment.stage.name, experiment.stage.fields)
   mesh = make_mesh(experiment.mesh)
   with tempfile.TemporaryDirectory() as scratch:
-    with jax.set_mesh(mesh), activation_rules(experiment.rules):
+    with on_mesh(mesh, rules=experiment.rules, attention=experiment.attention):
       programs = Programs(experiment, stage=stage, mesh=mesh)
       source = open_data(programs, scratch)
       rate, batch = _data_rate(source, count=each)
       source.close()
       bucket, batch = programs.put(batch)
+      begin = time.monotonic()
       step = programs.train(bucket)
+      compile_seconds = time.monotonic() - begin
     bare, loop, cold, waits = [], [], [], []
     for turn in range(turns):
       bare += _bare(step, programs.init(), batch, count=each)
@@ -138,12 +126,13 @@ def measure(
       cold, loop = cold + intervals[:warmup], loop + intervals[warmup:]
       waits += timed.waits[warmup:-1]  # those within these intervals
   bare_seconds, loop_seconds = statistics.fmean(bare), statistics.fmean(loop)
-  flops = 3 * stage.flops(programs.specs[bucket]) / loop_seconds
-  figures = {
+  peak = experiment.train.peak_flops or peak_flops(jax.devices()[0].device_kind)
+  flops = 3 * stage.flops(programs.specs[bucket])
+  return {
     "name": experiment.name,
-    "device": jax.devices()[0].device_kind,
-    "devices": jax.device_count(),
     "batch_size": experiment.train.batch_size,
+    "bucket": bucket,
+    "parameters": sum(leaf.size for leaf in jax.tree.leaves(programs.abstract.params)),
     "steps": len(loop),
     "bare_seconds": bare_seconds,
     "bare_median_seconds": statistics.median(bare),
@@ -151,16 +140,13 @@ def measure(
     "loop_median_seconds": statistics.median(loop),
     "warmup_steps": warmup,
     "warmup_seconds": statistics.fmean(cold),
+    "compile_seconds": compile_seconds,
     "loop_over_bare": loop_seconds / bare_seconds,
     "data_wait": sum(waits) / sum(loop),
     "data_batches_per_second": rate,
-    "model_flops_per_second": flops,
+    "measures": {"bare": spread(bare), "loop": spread(loop)},
+    **speed(flops, loop_seconds, devices=jax.device_count(), peak=peak),
   }
-  peak = experiment.train.peak_flops or peak_flops(jax.devices()[0].device_kind)
-  if peak:
-    peak *= jax.device_count()
-    figures |= {"mfu": flops / peak, "peak_flops_per_second": peak}
-  return figures
 
 
 def _data_rate(source: Any, *, count: int) -> tuple[float, Any]:
