@@ -132,3 +132,18 @@ def test_a_command_starts_with_the_allocators_settings_and_apply_says_it_cannot_
   assert python(code).stdout.startswith("flags cpu-allocator: not set, only at the start: ")
   assert python(code).stdout.endswith("None\n")
   assert "set already" in python(code, **{"GLIBC_TUNABLES": done.stdout.strip()}).stdout
+
+
+def test_a_command_starts_again_once_with_the_settings_of_the_allocator():
+  code = (
+    "import os, sys; from vidgen.dist import flags; print(os.getpid(), flush=True);"
+    "flags.restart();"
+    "print(os.environ['GLIBC_TUNABLES'], sys.argv[1])"
+  )
+  environment = {**os.environ, "JAX_PLATFORMS": "cpu", "GLIBC_TUNABLES": "glibc.malloc.arena_max=2"}
+  command = [sys.executable, "-c", code, "an argument"]
+  out = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+  first, again, rest = out.splitlines()
+  assert first == again  # the same process
+  assert rest.startswith("glibc.malloc.arena_max=2:") and rest.endswith(" an argument")
+  assert "glibc.malloc.mmap_max=0" in rest

@@ -25,6 +25,8 @@ VERBS = {
   "bench": "time the train step, networks, sampling, loading and checkpoints",
 }
 
+QUICK = ("train", "bench")  # their processes have the settings of `dist.flags` from the start
+
 EXIT_CODES = """exit codes: 0 done; 1 any other failure, nothing saved for it;
 2 bad usage or config; 3 bad data; 4 bad or mismatched checkpoint; 5 non-finite training;
 6 hung: no step for train.hang_seconds, nothing saved for it;
@@ -33,7 +35,11 @@ INTERRUPTED = 130  # as a shell says it of SIGINT
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-  """Runs one verb and returns its exit code."""
+  """Runs one verb, of the command line if there are no `arguments`, and returns its exit code."""
+  if arguments is None and sys.argv[1:2] and sys.argv[1] in QUICK:
+    from vidgen.dist import flags
+
+    flags.restart()
   arguments = list(sys.argv[1:] if arguments is None else arguments)
   parser = argparse.ArgumentParser(
     prog="vidgen",

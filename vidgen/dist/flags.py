@@ -1,7 +1,8 @@
 """Flags of XLA, libtpu and the CPU's allocator: named groups, and the environment that sets them.
 
 What the user has set is never overridden: a group adds only the flags that are not there. They must
-be in the environment before jax is imported, those of the allocator before the process starts:
+be in the environment before jax is imported, those of the allocator before the process starts. The
+verbs that train and measure see to it themselves; for any other program,
 
   python -m vidgen.dist.flags COMMAND ...       runs COMMAND with the groups of this machine
 
@@ -255,6 +256,20 @@ def apply(groups: tuple[str, ...] | None = None) -> list[str]:
     lines = [f"{x.split(':')[0]}: {late}" if "glibc." in x else x for x in lines]
   os.environ.update(added)
   return lines
+
+
+def restart() -> None:
+  """Becomes the same command again with what must be set before a process starts, if anything is.
+
+  The process keeps its number, and what it has printed; all else is as if it began now.
+  """
+  added, _ = additions(platform=platform())
+  if ALLOCATOR in added:
+    os.execve(
+      sys.executable,
+      [sys.executable, *sys.orig_argv[1:]],
+      {**os.environ, ALLOCATOR: added[ALLOCATOR]},
+    )
 
 
 def _merge(environment: dict[str, str], group: Group) -> list[str]:
