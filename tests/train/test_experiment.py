@@ -1,5 +1,6 @@
 """Experiments: complete, checked key by key, and the same after a trip through JSON."""
 
+import copy
 import json
 
 import pytest
@@ -10,6 +11,7 @@ from vidgen.errors import ConfigError
 from vidgen.train.experiment import (
   OptimizerConfig,
   TrainConfig,
+  completed,
   from_plain,
   moves_data,
   refused,
@@ -86,3 +88,12 @@ def test_the_watchdog_can_be_off_but_not_negative():
   assert TrainConfig(hang_seconds=0.0).hang_seconds == 0
   with pytest.raises(ValueError, match="hang_seconds must not be negative"):
     TrainConfig(hang_seconds=-1.0)
+
+
+def test_a_config_from_before_a_field_was_added_is_completed():
+  now = json.loads(json.dumps(plain(resolve(load_config(TINY)))))
+  before = copy.deepcopy(now)
+  del before["train"]["ema_dtype"], before["attention"], before["stage"]["fields"]["sigma_min"]
+  assert json.loads(json.dumps(completed(before))) == now
+  gone = {**now, "train": {**now["train"], "forgotten": 1}}
+  assert completed(gone) == gone

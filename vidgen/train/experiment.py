@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from vidgen.config import build, plain
 from vidgen.dist.mesh import MeshConfig
 from vidgen.dist.rules import DEFAULT_RULES
+from vidgen.errors import ConfigError
 from vidgen.inputs.config import InputConfig
 from vidgen.nn.attention import AttentionConfig
 from vidgen.systems import SampleSettings, stage_config
@@ -166,6 +167,14 @@ def from_plain(tree: Mapping[str, Any]) -> Experiment:
   fields = plain(stage_config(experiment.stage.name, experiment.stage.fields))
   stage = dataclasses.replace(experiment.stage, fields=fields)
   return dataclasses.replace(experiment, stage=stage)
+
+
+def completed(tree: Mapping[str, Any]) -> Any:
+  """A stored config with what has been added to configs since, where that has a default."""
+  try:
+    return plain(from_plain(tree))
+  except ConfigError:  # of a key or a stage that is gone, the comparison will say which
+    return tree
 
 
 # What a resumed run may change without being told to: nothing that moves a parameter, but for

@@ -21,7 +21,7 @@ from vidgen.dist.rules import check_rules, check_sharded
 from vidgen.errors import CheckpointError, ConfigError, Preempted
 from vidgen.systems.stage import Stage
 from vidgen.train.checkpoint import Checkpoints
-from vidgen.train.experiment import Experiment, moves_data, refused
+from vidgen.train.experiment import Experiment, completed, moves_data, refused
 from vidgen.train.goodput import Ledger
 from vidgen.train.hang import Watchdog
 from vidgen.train.metrics import LateReader
@@ -251,7 +251,7 @@ def start(
   newest = checkpoints.latest()
   if newest is None:
     return programs.init()
-  changes = differences(checkpoints.read_config(newest), plain(programs.experiment))
+  changes = differences(completed(checkpoints.read_config(newest)), plain(programs.experiment))
   of_data = checkpoints.read_data_state(newest)["description"]
   moved = [f"data.{line}" for line in differences(of_data, data.describe())]
   _refuse(
