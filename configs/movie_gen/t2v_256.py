@@ -93,6 +93,7 @@ def full(
       "steps": 185_000,
       "batch_size": 1536,
       "accumulate": accumulate,
+      "save_every": 100,
       "optimizer": {"learning_rate": 6e-5},
     },
     "topology": topology,

@@ -24,9 +24,9 @@ SIZES = {
 # step, what the backward pass keeps. A shard of the batch has one video of 73,728 tokens at a time.
 # Plans for other devices are in t2v_768.plans.json.
 DEVICES = {
-  "1b": ("v5e:8x8", 4, 1, 96, "attention"),
-  "5b": ("v6e:8x16", 4, 1, 48, "attention"),
-  "30b": ("v5p:4x4x8", 4, 2, 96, "names"),
+  "1b": ("v5e:16x16", 4, 1, 24, "attention"),
+  "5b": ("v6e:16x16", 4, 1, 24, "attention"),
+  "30b": ("v5p:8x8x16", 4, 2, 12, "names"),
 }
 
 # height, width; the last two are not given by the paper.
@@ -99,6 +99,9 @@ def full(
       "steps": 19_600,
       "batch_size": 1536,
       "accumulate": accumulate,
+      "save_every": 20,  # a step takes minutes
+      "eval_every": 100,
+      "hang_seconds": 7200,
       "optimizer": {"learning_rate": 6e-5},
     },
     "topology": topology,

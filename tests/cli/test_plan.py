@@ -14,7 +14,7 @@ from vidgen.cli.recorded_plans import arguments, drift, read_entries, table
 from vidgen.config import load_config
 from vidgen.errors import ConfigError
 from vidgen.train.experiment import resolve
-from vidgen.train.plan import candidates, changed, remedies
+from vidgen.train.plan import bytes_needed, candidates, changed, remedies
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 HAVE = {
@@ -64,7 +64,7 @@ def test_a_small_config_is_planned(topology, kind, tmp_path):
   assert 1.0 < got["executed_flops"] / got["model_flops"] < 1.5
   assert got["collectives"]["all-gather"]["bytes"] > 0
   largest = max(
-    got["compute_seconds"], got["memory_seconds"], sum(got["communication_seconds"].values())
+    got["compute_seconds"], got["memory_seconds"], *got["communication_seconds"].values()
   )
   assert got["roofline_seconds"] == pytest.approx(largest)
   assert 0 < got["mfu_bound"] < 1
@@ -172,8 +172,35 @@ def test_remedies_and_candidates_divide_the_devices():
     option = changed(experiment, changes)
     shards = 128 // (option.mesh.context * option.mesh.tensor)
     assert option.train.batch_size == option.train.accumulate * shards
+  twice = parse_topology("2*v5p:4x4x8")
+  for changes in remedies(experiment, 256, slices=2):
+    option = changed(experiment, changes)
+    shards = 256 // (option.mesh.context * option.mesh.tensor)
+    assert option.train.batch_size % (option.train.accumulate * shards) == 0, changes
+  assert candidates(experiment, twice, 256)[0]["train.accumulate"] == 6
   wasteful = changed(experiment, {"train.accumulate": 1, "stage.fields.remat": "none"})
   changes = list(remedies(wasteful, 128))
   assert changes[0] == {"train.accumulate": 96}
   assert changes[1] == {"train.accumulate": 96, "stage.fields.remat": "full"}
   assert changes[-1]["mesh.context"] == 32
+
+
+def test_what_the_compiler_says_of_memory_is_read():
+  assert bytes_needed("HLO temporaries (379.16G) exceeds available HBM (95.74G).") == 379.16 * 2**30
+  assert bytes_needed("Used 108.3G of 95.74G hbm. Exceeded hbm capacity") == 108.3 * 2**30
+  # of another memory it says nothing of use
+  assert bytes_needed("Scoped allocation with size 20.00M and limit 16.00M exceeded vmem") == 0
+  assert bytes_needed("Used 17.5M of 16.0M vmem") == 0
+
+
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.name)
+def test_a_step_ends_before_the_watchdog_does_and_checkpoints_are_hours_apart(path):
+  config = path.with_name(path.name.replace(".plans.json", ".py"))
+  for entry in read_entries(path):
+    if entry["overrides"] or entry.get("program") == "sample":
+      continue
+    experiment = resolve(load_config(f"{config}:{entry['variant']}"))
+    if entry["topology"] == experiment.topology:
+      step = entry["plan"]["roofline_seconds"] / 0.4  # at 40% of what the bound is made of
+      assert 3 * step < experiment.train.hang_seconds
+      assert experiment.train.save_every * step < 4 * 3600

@@ -10,6 +10,7 @@ import pytest
 from vidgen.dist.flops import count_flops
 from vidgen.dist.mesh import MeshConfig, make_mesh, on_mesh
 from vidgen.dist.rules import DEFAULT_RULES
+from vidgen.errors import ConfigError
 from vidgen.nn import flash as flash_module
 from vidgen.nn.attention import AttentionConfig, attention, attention_choices
 from vidgen.nn.kernels import dense, flash, splash
@@ -57,11 +58,13 @@ def test_flash_equals_einsum(tokens, seen, scores, monkeypatch):
     assert not np.any(got[0][0])  # no key: zero, not a mean
 
 
+@pytest.mark.parametrize("first", [0, -1])
 @pytest.mark.parametrize("seen", ["all", "both"])
-def test_splash_equals_einsum(seen):
+def test_splash_equals_einsum(seen, first):
   """Interpreted; tokens and head size that are no multiple of what the kernel takes."""
   tokens = 200, 300
   mask, ids = restrictions(*tokens)[seen]
+  ids = None if ids is None else (ids[0] + first, ids[1] + first)  # -1 is a segment as any other
   qkv = arrays(*tokens, n=2, size=64)
   want = value_and_gradients(lambda *x: dense(*x, mask, ids), *qkv)
   got = value_and_gradients(lambda *x: splash(*x, mask, ids, interpret=True), *qkv)
@@ -113,11 +116,36 @@ def test_cross_attention_on_a_mesh_needs_no_exchange():
   assert str(choices) == "dense for 13 x 7 tokens, 4 heads of 8"
 
 
+@pytest.mark.parametrize("sequence", ["ulysses", "gather", "ring"])
+def test_keys_may_be_more_than_queries_where_both_are_split(sequence):
+  mask, ids = restrictions(16, 24)["both"]
+  qkv = arrays(16, 24)
+  want = value_and_gradients(lambda *x: dense(*x, mask, ids), *qkv)
+  config = AttentionConfig(sequence=sequence)
+  mesh = make_mesh(MESHES["fsdp 2, context 2, tensor 2"])
+  with on_mesh(mesh, rules=DEFAULT_RULES, attention=config):
+    got = value_and_gradients(
+      lambda *x: attention(*x, mask=mask, ids=ids, key_axis="sequence"), *qkv
+    )
+  equal(got, want)
+
+
+def test_work_that_devices_repeat_is_told():
+  q, k, v = arrays(16, 16, n=3)
+  rules = [rule for rule in DEFAULT_RULES if rule[0] != "sequence"]
+  with on_mesh(make_mesh(MESHES["fsdp 2, context 2, tensor 2"]), rules=rules) as choices:
+    jax.jit(lambda *x: attention(*x, key_axis="sequence"))(q, k, v)
+  assert str(choices) == (
+    "dense, the same on all of context 2, the same on all of tensor 2 "
+    "for 16 x 16 tokens, 3 heads of 8"
+  )
+
+
 def test_ulysses_needs_heads_that_divide():
   q, k, v = arrays(16, 16)
   config = AttentionConfig(sequence="ulysses")
   with on_mesh(make_mesh(MESHES["context 8"]), rules=DEFAULT_RULES, attention=config):
-    with pytest.raises(ValueError, match="4 heads of a device do not divide over 8 devices"):
+    with pytest.raises(ConfigError, match="ulysses splits heads, and 4 of a device do not"):
       jax.jit(lambda *x: attention(*x, key_axis="sequence"))(q, k, v)
 
 

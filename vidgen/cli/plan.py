@@ -5,6 +5,7 @@ The compilers come with the extras plan-tpu and plan-gpu. Nothing runs; a laptop
 
 import argparse
 import dataclasses
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--only", type=int, nargs="+", metavar="I", help="with --recorded: these entries, from 0"
   )
   parser.add_argument(
-    "--most", type=int, default=8, help="plans that --sweep compiles at most (default: %(default)s)"
+    "--most", type=int, default=4, help="meshes that fit, after which --sweep ends (%(default)s)"
   )
 
 
@@ -68,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
   from vidgen.config import load_config, parse_overrides
   from vidgen.train.experiment import resolve
   from vidgen.train.plan import find_remedy, make_plan
+  from vidgen.whole_file import write_whole
 
   experiment = resolve(load_config(args.config, parse_overrides(args.overrides)))
   if not (args.topology or experiment.topology):
@@ -87,45 +89,59 @@ def run(args: argparse.Namespace) -> int:
   for line in describe(plan):
     print(line)
   if args.json:
-    Path(args.json).write_text(json.dumps(dataclasses.asdict(plan), indent=2) + "\n")
+    write_whole(Path(args.json), (json.dumps(dataclasses.asdict(plan), indent=2) + "\n").encode())
   return 0
 
 
 def _sweep(args: argparse.Namespace, experiment: Any, topology: Any) -> int:
   from vidgen.dist.topology import absent_devices
   from vidgen.errors import ConfigError
-  from vidgen.train.plan import candidates, changed, make_plan
+  from vidgen.train.plan import candidates, changed, make_plan, remat_of
+  from vidgen.whole_file import write_whole
 
   options = candidates(experiment, topology, len(absent_devices(topology)))
   if not options:
     raise ConfigError(
       f"--sweep: no mesh divides the batch of {experiment.train.batch_size} over {topology.name}"
     )
-  tried = []
-  for index, changes in enumerate(options[: args.most], 1):
+  names = ("full", "attention", "names") if remat_of(experiment) else ()
+  policies = [{"stage.fields.remat": name} for name in names] or [{}]
+  found: list[tuple[Any, str]] = []
+
+  def fits(changes: dict[str, Any]) -> bool:
     flags = " ".join(f"--config.{key}={value}" for key, value in changes.items())
     try:
       plan = make_plan(changed(experiment, changes), topology, bucket=args.bucket)
     except ConfigError as error:
-      print(f"[{index}/{min(args.most, len(options))}] {flags}: {error}", flush=True)
-      continue
-    tried.append((plan, flags))
-    print(f"[{index}/{min(args.most, len(options))}] {_line(plan)}  {flags}", flush=True)
-  ranked = sorted((p for p in tried if p[0].fits), key=lambda pair: pair[0].roofline_seconds)
-  print(f"\n{len(ranked)} of {len(tried)} fit; the fastest bound first:")
-  for plan, flags in ranked:
+      print(f"{flags}: {error}", flush=True)
+      return False
+    print(f"{_line(plan)}  {flags}", flush=True)
+    if plan.fits:
+      found.append((plan, flags))
+      found.sort(key=lambda pair: pair[0].roofline_seconds)
+      if args.json:
+        rows = [{"flags": flags, **dataclasses.asdict(plan)} for plan, flags in found]
+        write_whole(Path(args.json), (json.dumps(rows, indent=2) + "\n").encode())
+    return plan.fits
+
+  meshes = 0
+  for changes in options:
+    if meshes == args.most:
+      break
+    # what keeps least first: where that does not fit, nothing that keeps more does
+    fitting = list(itertools.takewhile(lambda more, c=changes: fits(c | more), policies))
+    meshes += bool(fitting)
+  print(f"\n{len(found)} fit; the fastest bound first:")
+  for plan, flags in found:
     print(f"{_line(plan)}  {flags}")
-  if len(options) > args.most:
-    print(f"not tried: {len(options) - args.most} more (--most)")
-  if args.json:
-    rows = [{"flags": flags, **dataclasses.asdict(plan)} for plan, flags in ranked]
-    Path(args.json).write_text(json.dumps(rows, indent=2) + "\n")
   return 0
 
 
 def _line(plan: Any) -> str:
   peak, usable = plan.peak_bytes_per_device / 2**30, plan.hbm_bytes_per_device / 2**30
   fits = "fits" if plan.fits else "DOES NOT FIT"
+  if not plan.roofline_seconds:  # it was refused, and nothing can be counted
+    return f"{fits}: {f'{peak:.1f}' if peak else 'more than all'} of {usable:.1f} GiB"
   return (
     f"{fits}: {peak:.1f} of {usable:.1f} GiB, roofline {plan.roofline_seconds:.2f} s"
     f" ({plan.bound_by}), MFU at most {plan.mfu_bound:.1%}"
@@ -152,7 +168,8 @@ def describe(plan: Any) -> Iterator[str]:
     return
   yield (
     f"memory         arguments {plan.argument_bytes_per_device / 2**30:.2f}, "
-    f"temporaries {plan.temporary_bytes_per_device / 2**30:.2f} GiB a device"
+    f"temporaries {plan.temporary_bytes_per_device / 2**30:.2f} GiB a device, "
+    f"on the host {plan.host_bytes_per_device / 2**30:.2f}"
   )
   yield (
     f"FLOPs a step   model {plan.model_flops:.3e}, executed {plan.executed_flops:.3e} "

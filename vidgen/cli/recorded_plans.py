@@ -6,6 +6,7 @@ Who edits the file writes variant, topology and overrides; the figures are writt
 
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -82,10 +83,14 @@ def _plan(path: Path, entry: dict[str, Any]) -> dict[str, Any]:
   with tempfile.TemporaryDirectory() as scratch:
     out = Path(scratch) / "plan.json"
     command = [sys.executable, "-m", "vidgen.cli", "plan", *arguments(path, entry)]
+    # flags that the user has set would be in the figures
+    flags = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+    environment = {name: value for name, value in os.environ.items() if name not in flags}
     try:
       done = subprocess.run(
-        [*command, "--json", str(out)], capture_output=True, text=True, timeout=LIMIT, check=False
-      )
+        [*command, "--json", str(out)],
+        capture_output=True, text=True, timeout=LIMIT, check=False, env=environment,
+      )  # fmt: skip
     except subprocess.TimeoutExpired as error:
       raise ConfigError(f"{path}: {' '.join(command)} took over {LIMIT} s") from error
     if done.returncode:
@@ -122,7 +127,9 @@ def table(paths: Sequence[Path]) -> str:
   ]
   for path in paths:
     for entry in read_entries(path):
-      plan = entry["plan"]
+      plan = entry.get("plan")
+      if plan is None:
+        continue
       mesh = " x ".join(f"{axis} {n}" for axis, n in plan["mesh"].items() if n > 1)
       what = f"`{path.name.removesuffix('.plans.json')}:{entry['variant']}`"
       if plan["program"] == "sample":

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
+from vidgen.errors import ConfigError
 from vidgen.nn.kernels import KERNELS, LANES
 from vidgen.nn.norm import RMSNorm
 from vidgen.nn.partition import ambient_mesh, layout, mesh_axes
@@ -88,7 +89,7 @@ def attention(
   every device has all keys. The result has the dtype of `q`.
 
   Raises:
-    ValueError: the kernel or the method that the context asks for cannot do this shape.
+    ConfigError: the method that the context asks for cannot do this shape.
   """
   choices = _CHOICES.get() or Choices(AttentionConfig(), platform=jax.default_backend())
   if max(ambient_mesh().values(), default=1) > 1:
@@ -119,6 +120,10 @@ def _on_mesh(choices, q, k, v, mask, ids, key_axis):
   mask_spec = None if mask is None else P(batch, key_tokens)
   ids_spec = None if ids is None else (P(batch, tokens), P(batch, key_tokens))
 
+  # an axis that splits nothing here repeats the work: worth a word
+  unused = [a for a in mesh if mesh[a] > 1 and a not in _axes_of(batch, tokens, heads)]
+  again = "".join(f", the same on all of {a} {mesh[a]}" for a in unused)
+
   def here(q, k, v, mask, ids):
     """On one device's part."""
     if keys == 1:
@@ -133,13 +138,18 @@ def _on_mesh(choices, q, k, v, mask, ids, key_axis):
       kernel = "flash" if method == "ring" else kernel
       run = functools.partial(METHODS[method], KERNELS[kernel], axes=axes)
       method = f", {method} over {' x '.join(f'{a} {mesh[a]}' for a in axes)}"
-    choices.picked[_spell(q, k, s=s, length=length, heads=n)] = kernel + method
+    choices.picked[_spell(q, k, s=s, length=length, heads=n)] = kernel + method + again
     return run(q, k, v, mask, ids)
 
   out = jax.shard_map(
     here, in_specs=(*spec, mask_spec, ids_spec), out_specs=spec[0], check_vma=False
   )(q, k, v, mask, ids)
   return out[:, :s]
+
+
+def _axes_of(*parts) -> set[str]:
+  """All mesh axes of the parts of a layout."""
+  return {axis for part in parts for axis in mesh_axes(part)}
 
 
 def _split(q, *, even: bool = True):
@@ -162,7 +172,10 @@ def _method(choices: Choices, *, heads: int, parts: int) -> str:
   if wanted == "auto":
     return "gather" if heads % parts else "ulysses"
   if wanted == "ulysses" and heads % parts:
-    raise ValueError(f"ulysses: {heads} heads of a device do not divide over {parts} devices")
+    raise ConfigError(
+      f"config.attention.sequence: ulysses splits heads, and {heads} of a device do not divide over"
+      f" {parts}; take gather or ring"
+    )
   return wanted
 
 

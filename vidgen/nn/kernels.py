@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from vidgen.nn.flash import RESIDUALS, flash, visible
 
+NOBODY, UNSEEN = -(2**31), -(2**31) + 1  # segments of filled-up queries and of keys not to be seen
 LANES = 128  # of a TPU's vector unit: its kernels take multiples
 
 __all__ = ["KERNELS", "cudnn", "dense", "flash", "splash"]
@@ -87,9 +88,9 @@ def splash(q, k, v, mask, ids, *, block: int = 512, block_kv: int = 1024, interp
     out: Any = jax.vmap(kernel)(q, k, v)
     return out.swapaxes(1, 2)[:, :s, :, :size]
   q_ids, kv_ids = ids or (jnp.zeros((b, s), jnp.int32), jnp.zeros((b, length), jnp.int32))
-  kv_ids = kv_ids if mask is None else jnp.where(mask, kv_ids, -1)
-  q_ids = jnp.pad(q_ids, ((0, 0), (0, rows - s)), constant_values=-1)
-  kv_ids = jnp.pad(kv_ids, ((0, 0), (0, keys - length)), constant_values=-1)
+  kv_ids = kv_ids if mask is None else jnp.where(mask, kv_ids, UNSEEN)
+  q_ids = jnp.pad(q_ids, ((0, 0), (0, rows - s)), constant_values=NOBODY)
+  kv_ids = jnp.pad(kv_ids, ((0, 0), (0, keys - length)), constant_values=UNSEEN)
   out = jax.vmap(kernel)(q, k, v, sk.SegmentIds(q_ids, kv_ids))
   # a row that sees no key has scores of one finite value, and so a finite result, to be made zero
   return _zero_without_keys(out.swapaxes(1, 2)[:, :s, :, :size], mask, ids)

@@ -34,9 +34,11 @@ POLICIES: dict[RematPolicy, Callable | None] = {
   ),
   "names": _policies.save_from_both_policies(_NAMED, _cudnn),  # also each sublayer's output
   "dots": _policies.save_from_both_policies(  # keep the linear maps, and attention's
-    _policies.dots_with_no_batch_dims_saveable, _policies.save_only_these_names(RESIDUALS)
+    _policies.dots_with_no_batch_dims_saveable,
+    _policies.save_from_both_policies(_policies.save_only_these_names(RESIDUALS), _cudnn),
   ),
-  "offload": _policies.save_and_offload_only_these_names(  # as "names", in the host's memory
+  # as "names", in the host's memory; cuDNN's attention runs again
+  "offload": _policies.save_and_offload_only_these_names(
     names_which_can_be_saved=[],
     names_which_can_be_offloaded=[*SAVED, RESIDUALS],
     offload_src="device",

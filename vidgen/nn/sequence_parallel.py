@@ -9,6 +9,7 @@ All run within `shard_map`, on one device's part: its examples, its heads, its s
   (Liu et al. 2023, Ring Attention); computed in plain XLA.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -32,15 +33,17 @@ def gather_keys(kernel: Kernel, q, k, v, mask, ids, *, axes):
 
 def ulysses(kernel: Kernel, q, k, v, mask, ids, *, axes):
   """Swaps the split of the tokens for one of the heads, attends, and swaps back."""
-  # One exchange for all three: a latency less than three, and the same bytes.
-  qkv = jnp.stack([q, k, v])
-  q, k, v = jax.lax.all_to_all(qkv, axes, split_axis=3, concat_axis=2, tiled=True)
+  exchange = functools.partial(jax.lax.all_to_all, axis_name=axes, tiled=True)
+  if q.shape == k.shape:  # one exchange for all three: the same bytes, and one latency
+    q, k, v = exchange(jnp.stack([q, k, v]), split_axis=3, concat_axis=2)
+  else:
+    q, k, v = (exchange(x, split_axis=2, concat_axis=1) for x in (q, k, v))
   if mask is not None:
     mask = jax.lax.all_gather(mask, axes, axis=1, tiled=True)
   if ids is not None:
     ids = tuple(jax.lax.all_gather(x, axes, axis=1, tiled=True) for x in ids)
   out = kernel(q, k, v, mask, ids)
-  return jax.lax.all_to_all(out, axes, split_axis=1, concat_axis=2, tiled=True)
+  return exchange(out, split_axis=1, concat_axis=2)
 
 
 def ring(kernel: Kernel, q, k, v, mask, ids, *, axes):

@@ -5,6 +5,7 @@ collectives are the compiler's; FLOPs are counted from the jaxpr, as the compile
 loops and kernels; the time is a roofline, a bound that no run beats, not a prediction.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -12,13 +13,15 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import jax
+from jax.sharding import Mesh
 
-from vidgen.config import build, plain
+from vidgen.config import plain
 from vidgen.dist.collectives import axes_of, collectives_of, costliest, summary
+from vidgen.dist.devices import Device
 from vidgen.dist.flags import GPU_MEMORY_FRACTION
 from vidgen.dist.flops import flops_of
 from vidgen.dist.mesh import make_mesh, on_mesh, resolve_mesh
@@ -44,7 +47,8 @@ class Plan:
   again included. collectives: by kind, calls and bytes sent by one device in a step. costliest:
   those that send most, named by where they are in the model. roofline_seconds: the longest of
   compute_seconds, memory_seconds and the communication by mesh axis; mfu_bound: model_flops over
-  what the devices could do in that time.
+  what the devices could do in that time. host_bytes: what is offloaded, where the compiler says.
+  What is known only of a compiled program is 0 or empty where the compiler refused it.
   """
 
   name: str
@@ -59,26 +63,27 @@ class Plan:
   attention: dict[str, str]
   fits: bool
   problem: str
-  remedy: str
   parameters: int
   peak_bytes_per_device: int
   hbm_bytes_per_device: int
   state_bytes_per_device: dict[str, int]
-  argument_bytes_per_device: int
-  temporary_bytes_per_device: int
-  model_flops: float
-  executed_flops: float
-  collectives: dict[str, dict[str, int]]
-  costliest: list[dict[str, Any]]
-  compute_seconds: float
-  memory_seconds: float
-  communication_seconds: dict[str, float]
-  roofline_seconds: float
-  bound_by: str
-  mfu_bound: float
   compile_seconds: float
   host_peak_bytes: int
   jax: str
+  remedy: str = ""
+  argument_bytes_per_device: int = 0
+  temporary_bytes_per_device: int = 0
+  host_bytes_per_device: int = 0
+  model_flops: float = 0.0
+  executed_flops: float = 0.0
+  collectives: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
+  costliest: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+  compute_seconds: float = 0.0
+  memory_seconds: float = 0.0
+  communication_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+  roofline_seconds: float = 0.0
+  bound_by: str = ""
+  mfu_bound: float = 0.0
 
 
 def make_plan(
@@ -107,83 +112,106 @@ def make_plan(
     bucket = stage.buckets[0]
     size = batch_size or mesh.shape["data"] * mesh.shape["fsdp"]
   else:
-    bucket = bucket or heaviest(stage)
+    bucket = bucket or heaviest(stage, programs.specs)
     size = experiment.train.batch_size
   if bucket not in programs.specs:
     raise ConfigError(f"bucket {bucket!r} is not in use; known are {', '.join(programs.specs)}")
-  model_flops = _model_flops(experiment, stage, program, bucket, size)
   with on_mesh(mesh, rules=experiment.rules, attention=experiment.attention) as choices:
     traced = programs.trace_train(bucket) if program == "train" else programs.trace_sample(size)
-    executed = flops_of(traced.jaxpr).total
-    lowered = traced.lower()
-    compiled, problem, needed = _compile(lowered)
+    compiled, problem, peak = _compile(traced.lower())
   device = topology.device
-  usable = device.hbm_bytes if topology.tpu else device.hbm_bytes * GPU_MEMORY_FRACTION
-  common = {
-    "name": experiment.name,
-    "topology": topology.name,
-    "devices": len(devices),
-    "program": program,
-    "bucket": bucket,
-    "batch_size": size,
-    "accumulate": experiment.train.accumulate if program == "train" else 1,
-    "mesh": dict(mesh.shape),
-    "remat": remat_of(experiment),
-    "attention": dict(choices.picked),
-    "parameters": sum(leaf.size for leaf in jax.tree.leaves(programs.abstract.params)),
-    "hbm_bytes_per_device": int(usable),
-    "state_bytes_per_device": state_bytes(programs),
-    "model_flops": model_flops,
-    "executed_flops": executed,
-    "remedy": "",
-    "jax": jax.__version__,
-  }
-  if compiled is None:
-    found: list[Any] = []
-    arguments = temporary = outputs = 0
-    peak = needed
-  else:
-    memory: Any = compiled.memory_analysis()
-    arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-    outputs, peak = memory.output_size_in_bytes, memory.peak_memory_in_bytes
-    found = collectives_of(str(compiled.as_text()))
-  fits = compiled is not None and peak <= usable
-  if compiled is not None and not fits:
-    problem = f"the peak of {_gib(peak)} a device exceeds the {_gib(usable)} a program can have"
-  places = places_of(mesh.devices, device)
-  seconds = communication(found, mesh_shape=dict(mesh.shape), places=places, device=device)
-  # what a collective brings in is written once and read once
-  exchanged = 2 * sum(c.result_bytes * c.times for c in found)
-  traffic = hbm_floor(arguments=arguments, outputs=outputs, temporaries=exchanged)
-  bound = step_time(device, flops=executed / len(devices), hbm_bytes=traffic, communication=seconds)
+  usable = int(device.hbm_bytes if topology.tpu else device.hbm_bytes * GPU_MEMORY_FRACTION)
+  figures: dict[str, Any] = {"peak_bytes_per_device": int(peak)}
+  if compiled is not None:
+    model_flops = _model_flops(experiment, stage, program, bucket, size)
+    with _countable():
+      executed = flops_of(traced.jaxpr).total
+      figures = _figures(
+        compiled, mesh=mesh, device=device, model_flops=model_flops, executed_flops=executed
+      )
+    peak = figures["peak_bytes_per_device"]
+    if peak > usable:
+      problem = f"the peak of {_gib(peak)} a device exceeds the {_gib(usable)} a program can have"
   return Plan(
-    **common,
-    fits=fits,
+    name=experiment.name,
+    topology=topology.name,
+    devices=len(devices),
+    program=program,
+    bucket=bucket,
+    batch_size=size,
+    accumulate=experiment.train.accumulate if program == "train" else 1,
+    mesh=dict(mesh.shape),
+    remat=remat_of(experiment),
+    attention=dict(choices.picked),
+    fits=not problem,
     problem=problem,
-    peak_bytes_per_device=int(peak),
-    argument_bytes_per_device=arguments,
-    temporary_bytes_per_device=temporary,
-    collectives=summary(found),
-    costliest=[_described(c, dict(mesh.shape)) for c in costliest(found)],
-    compute_seconds=bound.compute,
-    memory_seconds=bound.memory,
-    communication_seconds={" x ".join(axes): s for axes, s in seconds.items()},
-    roofline_seconds=bound.overlapped,
-    bound_by=bound.binding,
-    mfu_bound=mfu_bound(
-      device, devices=len(devices), model_flops=model_flops, seconds=bound.overlapped
-    ),
+    parameters=sum(leaf.size for leaf in jax.tree.leaves(programs.abstract.params)),
+    hbm_bytes_per_device=usable,
+    state_bytes_per_device=state_bytes(programs, program),
     compile_seconds=time.monotonic() - begin,
     host_peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT,
+    jax=jax.__version__,
+    **figures,
   )
+
+
+@contextlib.contextmanager
+def _countable() -> Iterator[None]:
+  """A loop whose length nobody can know ends the plan with one line."""
+  try:
+    yield
+  except ValueError as error:
+    raise ConfigError(f"this program cannot be planned: {error}") from error
+
+
+def _figures(
+  compiled: jax.stages.Compiled,
+  *,
+  mesh: Mesh,
+  device: Device,
+  model_flops: float,
+  executed_flops: float,
+) -> dict[str, Any]:
+  """Memory, collectives and the roofline of a compiled program, as fields of a `Plan`."""
+  sizes = dict(mesh.shape)
+  memory: Any = compiled.memory_analysis()
+  found = collectives_of(str(compiled.as_text()))
+  places = places_of(mesh.devices, device)
+  seconds = communication(found, mesh_shape=sizes, places=places, device=device)
+  traffic = hbm_floor(
+    arguments=memory.argument_size_in_bytes,
+    outputs=memory.output_size_in_bytes,
+    # what a collective brings in is written once and read once
+    temporaries=sum(c.result_bytes * c.times for c in found),
+  )
+  count = mesh.devices.size
+  bound = step_time(device, flops=executed_flops / count, hbm_bytes=traffic, communication=seconds)
+  return {
+    "peak_bytes_per_device": memory.peak_memory_in_bytes,
+    "argument_bytes_per_device": memory.argument_size_in_bytes,
+    "temporary_bytes_per_device": memory.temp_size_in_bytes,
+    "host_bytes_per_device": memory.host_argument_size_in_bytes + memory.host_temp_size_in_bytes,
+    "model_flops": model_flops,
+    "executed_flops": executed_flops,
+    "collectives": summary(found),
+    "costliest": [_described(c, sizes) for c in costliest(found)],
+    "compute_seconds": bound.compute,
+    "memory_seconds": bound.memory,
+    "communication_seconds": {" x ".join(axes): s for axes, s in seconds.items()},
+    "roofline_seconds": bound.overlapped,
+    "bound_by": bound.binding,
+    "mfu_bound": mfu_bound(
+      device, devices=count, model_flops=model_flops, seconds=bound.overlapped
+    ),
+  }
 
 
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
-def heaviest(stage: Stage) -> str:
-  """The bucket whose examples take most FLOPs."""
-  return max(stage.buckets, key=lambda name: stage.flops(stage.batch_spec(1, name)))
+def heaviest(stage: Stage, buckets: Iterable[str]) -> str:
+  """The one of the buckets whose examples take most FLOPs."""
+  return max(buckets, key=lambda name: stage.flops(stage.batch_spec(1, name)))
 
 
 def remat_of(experiment: Experiment) -> str:
@@ -210,15 +238,25 @@ def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, s
     text = str(error)
     if "RESOURCE_EXHAUSTED" not in text:
       raise
-  # TPUs: "... (379.16G) exceeds available HBM (95.74G)", or "Used 108.3G of 95.74G hbm"
-  match = re.search(r"\(([\d.]+)([KMGT])\) exceeds|Used ([\d.]+)([KMGT])", text)
-  amount, unit = (match[1] or match[3], match[2] or match[4]) if match else ("nan", "G")
-  needed = float(amount) * 1024 ** ("KMGT".index(unit) + 1)
-  return None, f"the compiler says: {text.splitlines()[0]}", needed
+  return None, f"the compiler says: {text.splitlines()[0]}", bytes_needed(text)
 
 
-def state_bytes(programs: Programs) -> dict[str, int]:
-  """Bytes on one device of parameters, their average and the optimizer's state."""
+def bytes_needed(text: str) -> float:
+  """How much of a TPU's memory a refused program wants, as the compiler says; 0 if it does not.
+
+  "... (379.16G) exceeds available HBM (95.74G)", or "Used 108.3G of 95.74G hbm".
+  """
+  match = re.search(
+    r"\(([\d.]+)([KMGT])\) exceeds available HBM|Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", text
+  )
+  if match is None:
+    return 0.0
+  amount, unit = match[1] or match[3], match[2] or match[4]
+  return float(amount) * 1024 ** ("KMGT".index(unit) + 1)
+
+
+def state_bytes(programs: Programs, program: str = "train") -> dict[str, int]:
+  """Bytes of a device for parameters, average and optimizer state; sampling has the average."""
 
   def total(tree: Any) -> int:
     return sum(
@@ -228,6 +266,8 @@ def state_bytes(programs: Programs) -> dict[str, int]:
 
   state = programs.abstract
   parts = {"parameters": state.params, "ema": state.ema, "optimizer": state.opt_state}
+  if program == "sample":
+    parts = {"ema": state.ema}
   return {name: total(tree) for name, tree in parts.items()}
 
 
@@ -261,10 +301,10 @@ def changed(experiment: Experiment, changes: dict[str, Any]) -> Experiment:
   return from_plain(tree)
 
 
-def remedies(experiment: Experiment, devices: int) -> Iterator[dict[str, Any]]:
-  """Changes that lower the memory of a step, the cheapest first."""
+def remedies(experiment: Experiment, devices: int, *, slices: int = 1) -> Iterator[dict[str, Any]]:
+  """Changes that lower the memory of a step on so many devices, the cheapest first."""
   train = experiment.train
-  sizes = resolve_mesh(experiment.mesh, devices)
+  sizes = resolve_mesh(experiment.mesh, devices, slices=slices)
   shards = sizes["data"] * sizes["fsdp"]
   part = train.batch_size // train.accumulate // shards
   accumulate = {"train.accumulate": train.batch_size // shards} if part > 1 else {}
@@ -273,7 +313,7 @@ def remedies(experiment: Experiment, devices: int) -> Iterator[dict[str, Any]]:
   remat = {"stage.fields.remat": "full"} if remat_of(experiment) in set(POLICIES) - {"full"} else {}
   if remat:
     yield accumulate | remat
-  if sizes["data"] > 1:
+  if sizes["data"] > slices:
     yield accumulate | remat | {"mesh.data": 1, "mesh.fsdp": -1}
   for context in (2, 4, 8):
     more = sizes["context"] * context
@@ -292,8 +332,8 @@ def find_remedy(
   most: int = 3,
 ) -> Plan:
   """`plan` with a remedy, if one of the first `most` changes fits; each is compiled."""
-  slices = topology.slices
-  for index, changes in enumerate(remedies(experiment, plan.devices // slices)):
+  options = remedies(experiment, plan.devices, slices=topology.slices)
+  for index, changes in enumerate(options):
     if index == most:
       break
     try:
@@ -306,15 +346,12 @@ def find_remedy(
 
 
 def candidates(experiment: Experiment, topology: Topology, devices: int) -> list[dict[str, Any]]:
-  """Meshes and remat policies to try: the least split sample first, and what recomputes least.
+  """Meshes to try, the least split sample first.
 
   A micro-batch has one example for each shard of the batch, as long ones need.
   """
   train, each = experiment.train, devices // topology.slices
   heads = experiment.stage.fields.get("heads", each)
-  policies: list[dict[str, Any]] = [{}]
-  if remat_of(experiment):
-    policies = [{"stage.fields.remat": name} for name in ("names", "attention", "full")]
   found = []
   for context, tensor in itertools.product((1, 2, 4, 8, 16), (1, 2, 4, 8)):
     shards, rest = divmod(each, tensor * context)
@@ -323,14 +360,5 @@ def candidates(experiment: Experiment, topology: Topology, devices: int) -> list
       continue
     mesh = {"mesh.data": 1, "mesh.fsdp": -1, "mesh.context": context, "mesh.tensor": tensor}
     parts = {"train.accumulate": train.batch_size // total}
-    found += [(context * tensor, mesh | parts | policy) for policy in policies]
+    found.append((context * tensor, mesh | parts))
   return [changes for _, changes in sorted(found, key=lambda pair: pair[0])]
-
-
-def load_plan(tree: dict[str, Any]) -> Plan:
-  """A plan from its JSON.
-
-  Raises:
-    ConfigError: names the key that is unknown, missing or of the wrong type.
-  """
-  return build(Plan, tree)
