@@ -17,8 +17,8 @@ shift
 python=${PYTHON:-python3}
 port=$("$python" -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])') || exit 2
 
-pids=() kill_at=0
-stop() { for pid in "${pids[@]}"; do kill -s "$1" "$pid" 2>/dev/null; done; }
+left=() kill_at=0
+stop() { for pid in "${left[@]}"; do kill -s "$1" "$pid" 2>/dev/null; done; }
 end() { # asks all to end; the loop below makes sure of it
   stop "$1"
   ((kill_at)) || kill_at=$((SECONDS + grace))
@@ -30,10 +30,10 @@ trap 'end INT' INT
 for ((i = 0; i < count; i++)); do
   "$python" -m vidgen.dist.flags "$python" -m vidgen.cli "$@" \
     --coordinator "127.0.0.1:$port" --processes "$count" --process "$i" &
-  pids+=($!)
+  left+=($!)
 done
 
-code=0 left=("${pids[@]}")
+code=0
 while ((${#left[@]})); do
   sleep 0.2
   ((limit && SECONDS >= limit && !kill_at)) && end TERM

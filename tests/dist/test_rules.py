@@ -52,9 +52,9 @@ def test_axes_of_one_device_are_left_out():
 
 
 def test_unknown_mesh_axes_are_refused(mesh):
-  check_rules(DEFAULT_RULES, mesh)
+  check_rules(DEFAULT_RULES, mesh.axis_names)
   with pytest.raises(ConfigError, match="'embed' -> 'model': mesh axes are data, fsdp"):
-    check_rules((("embed", "model"),), mesh)
+    check_rules((("embed", "model"),), mesh.axis_names)
 
 
 PARAMS = {"a": {"kernel": jnp.zeros((256, 128)), "bias": jnp.zeros(128)}, "b": jnp.zeros((3, 2))}

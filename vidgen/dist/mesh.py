@@ -44,7 +44,8 @@ def resolve_mesh(config: MeshConfig, device_count: int, *, slices: int = 1) -> d
   """The size of every axis on `device_count` devices; the one place where -1 is resolved.
 
   With several slices, joined by a network slower than the links within, the config describes one
-  slice, and `data` is that many times as large: what crosses the network is one sum of gradients.
+  slice, and `data` is that many times as large: only gradients cross the network, once for every
+  micro-batch.
 
   Raises:
     ConfigError: the axes do not multiply to the number of devices.

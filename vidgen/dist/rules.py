@@ -32,12 +32,12 @@ DEFAULT_RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
 )
 
 
-def check_rules(rules: Rules, mesh: Mesh) -> None:
-  """Raises ConfigError when a rule names an axis that the mesh does not have."""
+def check_rules(rules: Rules, axes: Sequence[str]) -> None:
+  """Raises ConfigError when a rule names a mesh axis that is none of `axes`."""
   for logical, target in rules:
     for axis in mesh_axes(target):
-      if axis not in mesh.shape:
-        known = ", ".join(mesh.axis_names)
+      if axis not in axes:
+        known = ", ".join(axes)
         raise ConfigError(f"config.rules: {logical!r} -> {axis!r}: mesh axes are {known}")
 
 

@@ -17,7 +17,7 @@ def ema_decay(step: jax.Array, *, decay: float, warmup: int) -> jax.Array:
 
 
 def update_ema(ema: Any, params: Any, *, decay: jax.Array, rng: jax.Array) -> Any:
-  """ema + (1 - decay) * (params - ema): where a parameter never moves, its average does not.
+  """ema + (1 - decay) * (params - ema): where a parameter never moves, a float32 average does not.
 
   An average kept in bfloat16 is rounded up or down at random, by the typed key `rng`, with its
   mean unchanged: rounded to the nearest, the small steps of a long average would all be lost.

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from ml_collections import ConfigDict
 
 from vidgen.config import build, plain
-from vidgen.dist.mesh import MeshConfig
-from vidgen.dist.rules import DEFAULT_RULES
+from vidgen.dist.mesh import AXES, MeshConfig
+from vidgen.dist.rules import DEFAULT_RULES, check_rules
 from vidgen.errors import ConfigError
 from vidgen.inputs.config import InputConfig
 from vidgen.nn.attention import AttentionConfig
@@ -164,6 +164,7 @@ def from_plain(tree: Mapping[str, Any]) -> Experiment:
     ConfigError: as `resolve`.
   """
   experiment = build(Experiment, tree)
+  check_rules(experiment.rules, AXES)
   fields = plain(stage_config(experiment.stage.name, experiment.stage.fields))
   stage = dataclasses.replace(experiment.stage, fields=fields)
   return dataclasses.replace(experiment, stage=stage)

@@ -17,7 +17,7 @@ import jax
 from vidgen.config import differences, plain
 from vidgen.dist.devices import peak_flops
 from vidgen.dist.mesh import make_mesh, on_mesh
-from vidgen.dist.rules import check_rules, check_sharded
+from vidgen.dist.rules import check_sharded
 from vidgen.errors import CheckpointError, ConfigError, Preempted
 from vidgen.systems.stage import Stage
 from vidgen.train.checkpoint import Checkpoints
@@ -109,7 +109,6 @@ def train(
   """
   ledger, config = Ledger(), experiment.train
   mesh = make_mesh(experiment.mesh)
-  check_rules(experiment.rules, mesh)
   with contextlib.ExitStack() as stack:
     watchdog = stack.enter_context(
       Watchdog(Path(workdir), seconds=config.hang_seconds, process=jax.process_index())
@@ -135,7 +134,10 @@ def train(
     held_out = data.held_out(config.eval_batches) if config.eval_every else []
     examples = data.examples(config.sheet_count) if config.sheet_every else None
     begin = time.monotonic()
-    steps = {bucket: programs.train(bucket) for bucket in programs.specs}
+    steps = {}
+    for bucket in programs.specs:
+      with watchdog.patient():  # each may take as long as a start
+        steps[bucket] = programs.train(bucket)
     for batch in held_out:
       programs.compile_eval(programs.put(batch)[0])
     compiled = time.monotonic() - begin

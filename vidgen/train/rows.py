@@ -4,6 +4,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from vidgen.errors import ConfigError
 from vidgen.nn.partition import Rules, partition_spec
 
 
@@ -21,6 +22,14 @@ def process_rows(batch_size: int, *, mesh: Mesh, rules: Rules) -> list[int]:
 
 
 def even_rows(batch_size: int) -> list[int]:
-  """As `process_rows` on a mesh that splits the batch over all devices, in their order."""
-  each = batch_size // jax.process_count()
+  """As `process_rows` on a mesh that splits the batch over all devices, in their order.
+
+  Raises:
+    ConfigError: the batch does not divide.
+  """
+  each, rest = divmod(batch_size, jax.process_count())
+  if rest:
+    raise ConfigError(
+      f"a batch of {batch_size} does not divide over {jax.process_count()} processes"
+    )
   return list(range(jax.process_index() * each, (jax.process_index() + 1) * each))

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from vidgen import config as cfg
-from vidgen.dist.mesh import MeshConfig, make_mesh, on_mesh, resolve_mesh
+from vidgen.dist.mesh import MeshConfig, make_mesh, on_mesh, resolve_mesh, slice_count
 from vidgen.dist.rules import batch_shardings, state_shardings
 from vidgen.errors import CheckpointError, ConfigError
 from vidgen.systems import ArraySpec, SampleSettings, Stage, make_stage
@@ -111,7 +111,7 @@ def load_trained(
 
 def _mesh(config: MeshConfig) -> Mesh:
   try:
-    resolve_mesh(config, jax.device_count())
+    resolve_mesh(config, jax.device_count(), slices=slice_count(jax.devices()))
   except ConfigError:
     config = MeshConfig(data=1, fsdp=-1, context=1, tensor=1)
   return make_mesh(config)
