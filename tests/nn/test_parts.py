@@ -171,5 +171,5 @@ def test_fan_in_keeps_the_variance_of_what_passes_through():
 
 
 def test_an_unknown_remat_policy_is_refused():
-  with pytest.raises(ValueError, match="none, full, dots, names"):
+  with pytest.raises(ValueError, match="none, full, attention, names, dots, offload"):
     rematerialised(RMSNorm, policy="some")

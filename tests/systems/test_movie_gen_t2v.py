@@ -320,7 +320,7 @@ def test_flops_of_the_stage_are_all_its_matrix_products(either, changes):
     ({"buckets": FIELDS["buckets"][:1] * 2}, "not unique"),
     ({"time_scale": 0.0}, "must be positive"),
     ({"prediction": "noise"}, "'noise' is not one of velocity, data"),
-    ({"remat": "some"}, "'some' is not one of none, full, dots, names"),
+    ({"remat": "some"}, "'some' is not one of none, full, attention, names, dots, offload"),
     ({"latent": {}, "buckets": [{**FIELDS["buckets"][0], "width": 12}]}, "multiples of 8"),
   ],
 )

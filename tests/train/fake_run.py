@@ -75,7 +75,7 @@ class FakeData:
 def experiment(*, optimizer=None, mesh=None, buckets=("video", "image"), **train_fields):
   fields = {
     "seed": 1, "steps": 12, "batch_size": 16, "ema_decay": 0.9, "log_every": 4, "save_every": 5,
-    "eval_every": 6, "eval_batches": 2, "max_bad_steps": 3, "unsharded_tolerance": 0.5,
+    "eval_every": 6, "eval_batches": 2, "max_bad_steps": 3, "unsharded_tolerance": 1.0,
   }  # fmt: skip
   c = FakeConfig()
   return Experiment(

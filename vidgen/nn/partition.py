@@ -51,7 +51,7 @@ def mesh_axes(target: str | Sequence[str] | None) -> Axes:
 
 
 def partition_spec(
-  shape: Sequence[int],
+  shape: Sequence[Any],
   axes: Sequence[str | None],
   *,
   mesh: Mapping[str, int],
@@ -98,7 +98,7 @@ def ambient_mesh() -> dict[str, int]:
 
 
 def layout(
-  shape: Sequence[int], axes: Sequence[str | None], *, even: bool = True
+  shape: Sequence[Any], axes: Sequence[str | None], *, even: bool = True
 ) -> PartitionSpec | None:
   """The layout of an activation by the rules and the mesh in force; None where there are none."""
   mesh = ambient_mesh()

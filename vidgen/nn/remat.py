@@ -49,7 +49,7 @@ POLICIES: dict[RematPolicy, Callable | None] = {
 M = TypeVar("M", bound=type[nn.Module])
 
 
-def rematerialised(block: M, *, policy: RematPolicy) -> M:
+def rematerialised(block: M, *, policy: str) -> M:
   """The module class `block` under the policy of that name; for use inside a scan.
 
   Raises:
