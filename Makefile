@@ -57,8 +57,8 @@ bench: $(STAMP)
 head-to-head:  ## against torch on the CPU; Python 3.11
 	$(PYTHON) -m venv .venv-oracle
 	.venv-oracle/bin/pip install --quiet --editable '.[data,oracle]'
-	.venv-oracle/bin/python benchmarks/wan.py --works forward --json benchmarks/results/wan_forward.json
-	.venv-oracle/bin/python benchmarks/wan.py --works train --json benchmarks/results/wan_train.json
+	.venv-oracle/bin/python -m vidgen.dist.flags .venv-oracle/bin/python benchmarks/wan.py --works forward --json benchmarks/results/wan_forward.json
+	.venv-oracle/bin/python -m vidgen.dist.flags .venv-oracle/bin/python benchmarks/wan.py --works train --json benchmarks/results/wan_train.json
 
 plans: compilers
 	for f in configs/*/*.plans.json; do $(BIN)/vidgen plan --recorded $$f || exit 1; done

@@ -1,8 +1,8 @@
 """vidgen's transformer against diffusers' WanTransformer3DModel: the same work on the same cores.
 
   pip install -e '.[data,oracle]'      # torch (CPU) and diffusers; torch.compile needs g++
-  python benchmarks/wan.py --works forward --json benchmarks/results/wan_forward.json
-  python benchmarks/wan.py --works train --json benchmarks/results/wan_train.json
+  python -m vidgen.dist.flags python benchmarks/wan.py --works forward --json benchmarks/results/wan_forward.json
+  python -m vidgen.dist.flags python benchmarks/wan.py --works train --json benchmarks/results/wan_train.json
 
 Both are text-to-video transformers of 12 layers of width 512 with 8 heads and 53 million
 parameters, in float32, over latents of 5 x 16 x 16 x 16 (320 tokens) and 64 text embeddings of 768:
@@ -18,9 +18,10 @@ positions and normalises each head.
 
 Every entrant is a process of its own, pinned to the same cores, and makes one step when it is told
 to, so that they take turns and a machine whose speed drifts treats them alike. Threads that wait
-sleep (OMP_WAIT_POLICY=PASSIVE, unless it is set). Ratios are medians of the ratios of a round, by
-the clock and of the CPU time, which other work on the machine moves less; the wait for the compiler
-and the warm-up are no part of the times. Memory is the peak of the process, imports and compiler
+sleep (OMP_WAIT_POLICY=PASSIVE, unless it is set). Ratios are those of the medians, by the clock and
+of the CPU time, which other work on the machine moves less; the wait for the compiler and the
+warm-up are no part of the times. All have the allocator's settings of `vidgen.dist.flags`, as
+`vidgen train` does, where the script is started by `python -m vidgen.dist.flags`. Memory is the peak of the process, imports and compiler
 included.
 """
 
@@ -293,17 +294,14 @@ def compare(work: str, names: list[str], args: argparse.Namespace) -> dict[str, 
       "cpu_seconds": cpu,
     }
   others = [name for name in times if name != "vidgen" and "vidgen" in times]
-  ratios = {
-    name: [
-      statistics.median(a[i] / b[i] for a, b in zip(times["vidgen"], times[name], strict=True))
-      for i in (0, 1)
-    ]
-    for name in others
-  }
+
+  def ratios(key: str) -> dict[str, float]:
+    return {name: figures["vidgen"][key] / figures[name][key] for name in others}
+
   return {
     "entrants": figures,
-    "vidgen_over": {name: ratio[0] for name, ratio in ratios.items()},
-    "vidgen_over_cpu": {name: ratio[1] for name, ratio in ratios.items()},
+    "vidgen_over": ratios("median_seconds"),
+    "vidgen_over_cpu": ratios("median_cpu_seconds"),
   }
 
 

@@ -142,7 +142,7 @@ def check_sharded(state: Any, shardings: Any, *, tolerance: float = 0.02) -> Non
 
 
 def check_promise(state: Any, shardings: Any, *, tolerance: float = 0.02) -> None:
-  """That a device holds at most 1 + `tolerance` times its share of the state, which may be abstract.
+  """That a device holds at most 1 + `tolerance` times its share of the state (abstract, maybe).
 
   The ideal is all bytes over the devices of the axes fsdp and tensor; what exceeds it are arrays
   that no rule splits over all of them, such as norms and tables, and which ought to be small.
