@@ -1,8 +1,7 @@
 """vidgen's transformer against diffusers' WanTransformer3DModel: the same work on the same cores.
 
   pip install -e '.[data,oracle]'      # torch (CPU) and diffusers; torch.compile needs g++
-  python -m vidgen.dist.flags python benchmarks/wan.py --works forward --json benchmarks/results/wan_forward.json
-  python -m vidgen.dist.flags python benchmarks/wan.py --works train --json benchmarks/results/wan_train.json
+  python -m vidgen.dist.flags python benchmarks/wan.py --works train --json FILE
 
 Both are text-to-video transformers of 12 layers of width 512 with 8 heads and 53 million
 parameters, in float32, over latents of 5 x 16 x 16 x 16 (320 tokens) and 64 text embeddings of 768:
@@ -21,8 +20,8 @@ to, so that they take turns and a machine whose speed drifts treats them alike. 
 sleep (OMP_WAIT_POLICY=PASSIVE, unless it is set). Ratios are those of the medians, by the clock and
 of the CPU time, which other work on the machine moves less; the wait for the compiler and the
 warm-up are no part of the times. All have the allocator's settings of `vidgen.dist.flags`, as
-`vidgen train` does, where the script is started by `python -m vidgen.dist.flags`. Memory is the peak of the process, imports and compiler
-included.
+`vidgen train` does, where the script is started by `python -m vidgen.dist.flags`. Memory is the
+peak of the process, imports and compiler included.
 """
 
 import argparse
