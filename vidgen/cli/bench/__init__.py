@@ -95,6 +95,10 @@ def run(args: argparse.Namespace) -> None:
   Raises:
     ConfigError: an option that the kind does not have, or a value out of range.
   """
+  from vidgen.dist import flags
+
+  print(*flags.apply(), sep="\n")  # before jax is imported
+
   from vidgen.cli.bench.record import memory, surroundings
 
   kind, settings = KINDS[args.kind], settings_of(args)
