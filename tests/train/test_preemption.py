@@ -67,7 +67,8 @@ def test_a_second_signal_ends_at_once_and_harms_no_checkpoint(tmp_path):
   process = launch(tmp_path, 400, pause=3.0)
   wait_for_step(tmp_path, 1, process)
   process.send_signal(signal.SIGTERM)  # the loop is waiting for data: it will take a while
-  assert "saving at the end of this step" in process.stderr.readline()
+  # libraries may have said something before
+  assert any("saving at the end of this step" in line for line in process.stderr)
   begin = time.monotonic()
   process.send_signal(signal.SIGTERM)
   process.wait(timeout=30)
