@@ -155,7 +155,8 @@ def train(
       )
     )
     watch.say(f"{describe(experiment, programs)}; compiled in {compiled:.1f} s; at step {step}")
-    watch.say(f"attention: {choices}")
+    if choices.picked:
+      watch.say(f"attention: {choices}")
     late = LateReader()
     stack.enter_context(jax.transfer_guard("disallow"))
 
