@@ -143,7 +143,7 @@ def vidgen_entrant(work: str, args: argparse.Namespace) -> dict[str, Any]:
 def torch_entrant(work: str, args: argparse.Namespace, *, compiled: bool) -> dict[str, Any]:
   """As `vidgen_entrant`."""
   import torch  # type: ignore[reportMissingImports]  # of the extra `oracle`, as diffusers
-  from diffusers import WanTransformer3DModel  # type: ignore[reportMissingImports]
+  from diffusers import WanTransformer3DModel  # type: ignore[reportMissingImports]  # likewise
 
   torch.set_num_threads(args.threads)
   torch.manual_seed(0)

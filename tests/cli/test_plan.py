@@ -88,6 +88,20 @@ def test_a_plan_that_does_not_fit_says_why_and_what_would(tmp_path):
   assert got["remedy"] == "--config.train.accumulate=96"
 
 
+def test_a_sweep_ranks_what_fits(tmp_path):
+  if not HAVE["gpu"]:
+    pytest.skip("its compiler is not installed (make compilers)")
+  out = tmp_path / "plans.json"
+  words = ["--topology", "a100-80gb:2", "--sweep", "--most", "1", "--json", out]
+  code, text, errors = plan(*SMALL, *words)
+  assert code == 0, errors
+  plans = json.loads(out.read_text())
+  assert {p["remat"] for p in plans} == {"full", "attention", "names"}
+  seconds = [p["roofline_seconds"] for p in plans]
+  assert all(p["fits"] for p in plans) and seconds == sorted(seconds)
+  assert plans[0]["flags"] in text and "3 fit; the fastest bound first:" in text
+
+
 def test_recorded_plans_are_still_what_they_were():
   """A TPU plan and a GPU plan, others every day; `make plans` writes all anew."""
   day = datetime.date.today().toordinal()

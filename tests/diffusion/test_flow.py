@@ -12,6 +12,7 @@ import pytest
 
 from vidgen.diffusion import flow
 from vidgen.diffusion.guidance import guided
+from vidgen.dist.collectives import collectives_of
 
 FIXTURE = np.load(Path(__file__).parent.parent / "fixtures" / "movie_gen.npz")
 FLOW = flow.Flow(sigma_min=1e-5)
@@ -170,3 +171,17 @@ def test_guidance_extrapolates_from_null_through_conditional():
   out = guided(predict, conditional=condition, null=condition - 1, scale=7.5)(x, time)
   null, text = predict(x, time, condition - 1), predict(x, time, condition)
   np.testing.assert_allclose(out, null + 7.5 * (text - null), rtol=1e-5, atol=1e-5)
+
+
+def test_guidance_over_a_split_batch_moves_nothing_between_devices():
+  mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+  split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+
+  def velocity(x, text):
+    predict = lambda x, time, text: jnp.tanh(x + text + time.value[:, None])  # noqa: E731 (one line)
+    field = guided(predict, conditional=text, null=jnp.zeros_like(text), scale=3.0)
+    return field(x, flow.FlowTime(jnp.full(16, 0.5)))
+
+  x = jax.ShapeDtypeStruct((16, 4), jnp.float32, sharding=split)
+  program = jax.jit(velocity, out_shardings=split).lower(x, x).compile()
+  assert collectives_of(program.as_text()) == []

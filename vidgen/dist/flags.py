@@ -67,8 +67,9 @@ GROUPS = (
       "glibc.malloc.top_pad": str(2**28),
     },
     "memory that a step frees is kept for the next, not given back to the system",
-    "measured: the training step of benchmarks/wan.py on an EPYC takes 2.17 s instead of 2.73, with"
-    " no page fault instead of 206,549; the process holds a third more",
+    "measured: the training step of benchmarks/wan.py on two EPYC cores that had other work takes"
+    " 2.17 s instead of 2.73 (medians of 7), with no page fault in most steps instead of 206,549;"
+    " the process holds a third more",
   ),
   Group(
     "cpu-convolutions",

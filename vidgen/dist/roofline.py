@@ -145,7 +145,7 @@ def _members(collective: Collective) -> tuple[int, ...]:
   apart = [group for group in collective.groups if len(set(group)) > 1]
   group = (apart or collective.groups)[0]  # a permute may leave some where they are
   if collective.kind == "collective-permute":
-    targets = {source: target for source, target in collective.groups}  # noqa: C416  (typed)
+    targets = {source: target for source, target in collective.groups}
     while targets.get(group[-1], group[0]) not in group:
       group = (*group, targets[group[-1]])
   return group
@@ -172,19 +172,9 @@ class StepTime:
   communication: Mapping[tuple[str, ...], float]
 
   @property
-  def communicating(self) -> float:
-    """Seconds on the links, one collective after the other."""
-    return sum(self.communication.values(), 0.0)
-
-  @property
   def overlapped(self) -> float:
     """Seconds if all goes on at once, also on the links of different mesh axes: none is shorter."""
     return max(self.compute, self.memory, *self.communication.values())
-
-  @property
-  def serial(self) -> float:
-    """Seconds if each waits for the others."""
-    return self.compute + self.memory + self.communicating
 
   @property
   def binding(self) -> str:

@@ -109,10 +109,9 @@ def _on_mesh(choices, q, k, v, mask, ids, key_axis):
   more, more_keys = -s % parts, -length % keys
   if more_keys:
     mask = jnp.ones((b, length), bool) if mask is None else mask
-    mask = jnp.pad(mask, ((0, 0), (0, more_keys)))
-  fill = functools.partial(_fill, axis=1)
-  q, k, v = fill(q, more), fill(k, more_keys), fill(v, more_keys)
-  ids = None if ids is None else (fill(ids[0], more), fill(ids[1], more_keys))
+    mask = _fill(mask, more_keys)
+  q, k, v = _fill(q, more), _fill(k, more_keys), _fill(v, more_keys)
+  ids = None if ids is None else (_fill(ids[0], more), _fill(ids[1], more_keys))
 
   batch, tokens, heads = _split(q)
   key_tokens = None if key_axis is None else tokens
@@ -158,8 +157,9 @@ def _split(q, *, even: bool = True):
   return (*spec, None, None, None)[:3]
 
 
-def _fill(x, count, *, axis):
-  return x if not count else jnp.pad(x, [(0, count if i == axis else 0) for i in range(x.ndim)])
+def _fill(x, count):
+  """`x` with so many more tokens, its second dimension."""
+  return jnp.pad(x, [(0, 0), (0, count)] + [(0, 0)] * (x.ndim - 2)) if count else x
 
 
 def _spell(q, k, *, s=None, length=None, heads=None):

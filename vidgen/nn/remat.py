@@ -9,7 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from vidgen.nn.flash import RESIDUALS
 
-__all__ = ["POLICIES", "checkpoint_name", "rematerialised"]
+__all__ = ["POLICIES", "RematPolicy", "checkpoint_name", "rematerialised"]
 
 # Names given to tensors by `checkpoint_name` in the blocks.
 SAVED = ("self_attention", "cross_attention", "mlp")
