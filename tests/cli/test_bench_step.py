@@ -3,23 +3,12 @@
 import json
 import time
 
+from test_bench import SMALL
+
 from vidgen.cli import main
-from vidgen.cli.bench import step
+from vidgen.cli.bench import TINY, step
 from vidgen.config import load_config, parse_overrides
 from vidgen.train.experiment import resolve
-
-TINY = "configs/movie_gen/t2v_256.py:tiny"
-SMALL = [
-  "--config.stage.fields.layers=1",
-  "--config.stage.fields.scan_unroll=1",
-  "--config.stage.fields.width=16",
-  "--config.stage.fields.heads=2",
-  "--config.stage.fields.mlp_width=16",
-  "--config.stage.fields.text_encoder.width=16",
-  "--config.stage.fields.text_encoder.mlp_width=16",
-  "--config.train.optimizer.name=adamw",
-  "--config.train.batch_size=8",
-]
 
 
 def test_figures_are_of_the_steps_asked_for_and_consistent(tmp_path, capsys, monkeypatch):

@@ -40,7 +40,7 @@ class Ledger:
   def __init__(
     self, *, clock: Callable[[], float] = time.monotonic, now: Callable[[], float] = time.time
   ):
-    self._clock, self._now = clock, now
+    self._clock = clock
     self.begin = now()
     self._last = self._first = clock()
     self.seconds: dict[str, float] = dict.fromkeys(CAUSES, 0.0)
