@@ -32,6 +32,12 @@ def input_spec(stage: Stage, batch_size: int) -> dict[str, ArraySpec]:
   return {name: array for name, array in spec.items() if name not in GENERATED}
 
 
+def sampling_flops(stage: Stage, settings: SampleSettings, *, batch_size: int) -> float:
+  """Model FLOPs of sampling a batch: with guidance two evaluations of the network a step."""
+  passes = 1 if settings.guidance_scale in (0.0, 1.0) else 2
+  return settings.steps * passes * stage.flops(stage.batch_spec(batch_size, stage.buckets[0]))
+
+
 def sample(
   params: Params,
   inputs: Batch,

@@ -31,6 +31,7 @@ from vidgen.dist.topology import Topology, absent_devices
 from vidgen.errors import ConfigError
 from vidgen.nn.remat import POLICIES
 from vidgen.systems import make_stage
+from vidgen.systems.sampling import sampling_flops
 from vidgen.systems.stage import Stage
 from vidgen.train.experiment import Experiment, from_plain
 from vidgen.train.programs import Programs
@@ -222,12 +223,9 @@ def remat_of(experiment: Experiment) -> str:
 def _model_flops(
   experiment: Experiment, stage: Stage, program: str, bucket: str, batch_size: int
 ) -> float:
-  forward = stage.flops(stage.batch_spec(batch_size, bucket))
   if program == "train":
-    return 3 * forward
-  settings = experiment.sample
-  passes = 1 if settings.guidance_scale in (0.0, 1.0) else 2
-  return settings.steps * passes * forward
+    return 3 * stage.flops(stage.batch_spec(batch_size, bucket))
+  return sampling_flops(stage, experiment.sample, batch_size=batch_size)
 
 
 def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, str, float]:

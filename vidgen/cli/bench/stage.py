@@ -29,14 +29,12 @@ def measure_sampler(
   from vidgen.dist.devices import peak_flops
   from vidgen.dist.mesh import make_mesh, on_mesh
   from vidgen.systems import make_stage
-  from vidgen.systems.sampling import input_spec
+  from vidgen.systems.sampling import input_spec, sampling_flops
   from vidgen.train.programs import Programs
 
   experiment, size = _experiment(settings, overrides), settings.batch_size
   stage = make_stage(experiment.stage.name, experiment.stage.fields)
   mesh = make_mesh(experiment.mesh)
-  passes = 1 if experiment.sample.guidance_scale in (0, 1) else 2
-  evaluation = stage.flops(stage.batch_spec(size, stage.buckets[0]))
   with on_mesh(mesh, rules=experiment.rules, attention=experiment.attention):
     programs = Programs(experiment, stage=stage, mesh=mesh)
     traced = programs.trace_sample(size)
@@ -45,7 +43,7 @@ def measure_sampler(
     found = measure_program(
       traced,
       (params, inputs, np.uint32(0), np.arange(size, dtype=np.uint32)),
-      flops=experiment.sample.steps * passes * evaluation,
+      flops=sampling_flops(stage, experiment.sample, batch_size=size),
       devices=jax.device_count(),
       peak=experiment.train.peak_flops or peak_flops(jax.devices()[0].device_kind),
       warmup=settings.warmup,
