@@ -25,7 +25,8 @@ RECORDED = sorted(ROOT.glob("configs/*/*.plans.json"))
 SMALL = [
   "--config", "configs/movie_gen/t2v_256.py:1b", "--config.stage.fields.layers=2",
   "--config.stage.fields.width=256", "--config.stage.fields.heads=2",
-  "--config.stage.fields.mlp_width=512", "--config.train.batch_size=4",
+  "--config.stage.fields.mlp_width=512",
+  "--config.train.batch_size=4", "--config.train.accumulate=1",
   "--config.train.unsharded_tolerance=1.0",
   "--bucket", "image",
 ]  # fmt: skip
@@ -48,7 +49,7 @@ def test_a_small_config_is_planned(topology, kind, tmp_path):
   if not HAVE[kind]:
     pytest.skip("its compiler is not installed (make compilers)")
   out = tmp_path / "plan.json"
-  mesh = ["--config.mesh.context=2", "--config.mesh.tensor=1", "--config.train.accumulate=1"]
+  mesh = ["--config.mesh.context=2", "--config.mesh.tensor=1"]
   code, text, errors = plan(*SMALL, *mesh, "--topology", topology, "--json", out)
   assert code == 0, errors
   got = json.loads(out.read_text())
