@@ -18,15 +18,16 @@ BASE = [
   "safetensors>=0.8",
   "tensorboardX>=2.6",  # event files without TensorFlow
 ]
-EVAL = [  # to read clips; a metric that needs more adds it here
+EVAL = [  # to read clips, and prompts for the text encoders
   "av>=18.0",
   "pillow>=12.0",
+  "sentencepiece>=0.2",
+  "tokenizers>=0.22",
 ]
 DATA = [
   *EVAL,
   "array_record>=0.8.3",
   "pyarrow>=21",
-  "sentencepiece>=0.2",  # imported by nothing yet: the tokenizers that need it come later
   "tensorflow-datasets>=4.9.10",
 ]
 DEV = [
@@ -67,7 +68,7 @@ setup(
     "plan-gpu": PLAN_GPU,
     "data": DATA,
     "eval": EVAL,
-    "oracle": ["torch==2.13.0", "transformers>=5", "diffusers>=0.36"],
+    "oracle": ["torch==2.13.0", "transformers>=5", "diffusers>=0.36", "torchmetrics>=1.9"],
     "dev": DATA + DEV + BUILD,
   },
   entry_points={"console_scripts": ["vidgen=vidgen.cli:main"]},
