@@ -141,6 +141,63 @@ def test_work_that_devices_repeat_is_told():
   )
 
 
+def with_bias(q, k, v, bias, *, mask, scale):
+  """Attention with a bias, written out."""
+  scores = jnp.einsum("bsnk,blnk->bnsl", q, k) * scale + bias
+  weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -1e30), axis=-1)
+  weights = jnp.where(mask[:, None, None], weights, 0)
+  return jnp.einsum("bnsl,blnk->bsnk", weights, v)
+
+
+@pytest.mark.parametrize("heads", [1, 4], ids=["bias for all heads", "bias a head"])
+@pytest.mark.parametrize(
+  ("mesh", "sequence", "picked"),
+  [
+    ("one device", "auto", "dense, with a bias"),
+    ("fsdp 8", "auto", "dense, with a bias"),
+    ("fsdp 2, context 2, tensor 2", "auto", "dense, with a bias, gather over context 2"),
+    ("fsdp 2, context 2, tensor 2", "ring", "dense, with a bias, gather over context 2"),
+    ("context 2, tensor 4", "ulysses", "dense, with a bias, gather over context 2"),
+  ],
+)
+def test_a_bias_and_a_scale_enter_the_scores_whatever_is_asked_for(mesh, sequence, picked, heads):
+  """13 tokens do not divide; a kernel without a bias is asked for; the bias has a gradient."""
+  q, k, v = arrays(13, 13, b=8)
+  mask, _ = restrictions(13, 13, b=8)["mask"]
+  bias = jnp.asarray(np.random.default_rng(0).standard_normal((heads, 13, 13)), jnp.float32)
+
+  def both(attend):
+    def value(*x):
+      return jnp.sin(attend(*x)).sum(), attend(*x)
+
+    return jax.device_get(jax.jit(jax.grad(value, (0, 1, 2, 3), has_aux=True))(q, k, v, bias))
+
+  want = both(functools.partial(with_bias, mask=mask, scale=0.7))
+  config = AttentionConfig(kernel="flash", sequence=sequence)
+  devices = jax.devices()[: 8 if mesh in MESHES else 1]
+  laid = make_mesh(MESHES.get(mesh, MeshConfig()), devices=devices)
+  with on_mesh(laid, rules=DEFAULT_RULES, attention=config) as choices:
+    got = both(
+      lambda q, k, v, bias: attention(q, k, v, mask=mask, key_axis="sequence", bias=bias, scale=0.7)
+    )
+  equal(got, want)
+  assert choices.picked == {"13 x 13 tokens, 4 heads of 8": picked}
+
+
+@pytest.mark.parametrize("kernel", ["dense", "flash"])
+def test_a_scale_alone_works_with_every_kernel(kernel):
+  q, k, v = arrays(16, 24)
+  want = with_bias(q, k, v, 0, mask=jnp.ones((2, 24), bool), scale=0.7)
+  with attention_choices(AttentionConfig(kernel=kernel), platform="cpu"):
+    equal(jax.jit(lambda *x: attention(*x, scale=0.7))(q, k, v), want)
+
+
+def test_a_bias_of_other_heads_is_refused():
+  q, k, v = arrays(13, 13)
+  with pytest.raises(ValueError, match="a bias for 2 heads, but there are 4"):
+    attention(q, k, v, bias=jnp.zeros((2, 13, 13)))
+
+
 def test_ulysses_needs_heads_that_divide():
   q, k, v = arrays(16, 16)
   config = AttentionConfig(sequence="ulysses")

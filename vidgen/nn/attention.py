@@ -17,15 +17,16 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from vidgen.errors import ConfigError
-from vidgen.nn.kernels import KERNELS, LANES
+from vidgen.nn.kernels import KERNELS, LANES, dense
 from vidgen.nn.norm import RMSNorm
 from vidgen.nn.partition import ambient_mesh, layout, mesh_axes
 from vidgen.nn.sequence_parallel import METHODS
-from vidgen.nn.weights import fan_in, weight
+from vidgen.nn.weights import fan_in, weight, zeros
 
 # Above so many scores a head, plain einsum loses to `flash`, in memory and, on CPU, in time
 # (63.7 against 41.9 ms at 1024 x 1024, 8 heads).
 LONG = 512 * 1024
+BIASED = "dense, with a bias"  # how the kernel of scores with a bias is recorded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +80,8 @@ def attention(
   mask: Bool[Array, "b l"] | None = None,
   ids: tuple[Int[Array, "b s"], Int[Array, "b l"]] | None = None,
   key_axis: str | None = None,
+  bias: Float[Array, "_ s l"] | None = None,
+  scale: float | None = None,
 ) -> Float[Array, "b s n k"]:
   """softmax(q k^T / sqrt(k)) v, bidirectional; scores and softmax are float32.
 
@@ -88,18 +91,30 @@ def attention(
   axis: "sequence" where it is split over devices as the queries' is (self-attention), None where
   every device has all keys. The result has the dtype of `q`.
 
+  `bias`, [n or 1, s, l], is added to the scores: relative positions, or a causal mask by values of
+  -inf or near it. Such scores are computed by einsum, and over gathered keys, whatever the context
+  asks for: text is short. `scale` takes the place of 1 / sqrt(k).
+
   Raises:
     ConfigError: the method that the context asks for cannot do this shape.
+    ValueError: the bias is neither for one head nor for all.
   """
+  if bias is not None and bias.shape[0] not in (1, q.shape[2]):
+    raise ValueError(f"a bias for {bias.shape[0]} heads, but there are {q.shape[2]}")
+  if scale is not None and bias is None:  # the kernels divide by sqrt(k)
+    q = q * (scale * math.sqrt(q.shape[3]))
   choices = _CHOICES.get() or Choices(AttentionConfig(), platform=jax.default_backend())
   if max(ambient_mesh().values(), default=1) > 1:
-    return _on_mesh(choices, q, k, v, mask, ids, key_axis)
+    return _on_mesh(choices, q, k, v, mask, ids, key_axis, bias, scale)
+  if bias is not None:
+    choices.picked[_spell(q, k)] = BIASED
+    return dense(q, k, v, mask, ids, bias, scale)
   kernel = _kernel(choices, q, k, ids)
   choices.picked[_spell(q, k)] = kernel
   return KERNELS[kernel](q, k, v, mask, ids)
 
 
-def _on_mesh(choices, q, k, v, mask, ids, key_axis):
+def _on_mesh(choices, q, k, v, mask, ids, key_axis, bias, scale):
   """One device's part is computed on that device; tokens that do not divide are filled up."""
   (b, s, n, _), length = q.shape, k.shape[1]
   axes = mesh_axes(_split(q, even=False)[1])
@@ -118,14 +133,24 @@ def _on_mesh(choices, q, k, v, mask, ids, key_axis):
   spec = P(batch, tokens, heads), P(batch, key_tokens, heads), P(batch, key_tokens, heads)
   mask_spec = None if mask is None else P(batch, key_tokens)
   ids_spec = None if ids is None else (P(batch, tokens), P(batch, key_tokens))
+  bias_spec = None
+  if bias is not None:  # every device has all keys of its queries' rows
+    bias = jnp.pad(bias, ((0, 0), (0, more), (0, more_keys)))
+    bias_spec = P(None if bias.shape[0] == 1 else heads, tokens)
 
   # an axis that splits nothing here repeats the work: worth a word
   unused = [a for a in mesh if mesh[a] > 1 and a not in _axes_of(batch, tokens, heads)]
   again = "".join(f", the same on all of {a} {mesh[a]}" for a in unused)
 
-  def here(q, k, v, mask, ids):
+  def here(q, k, v, mask, ids, bias):
     """On one device's part."""
-    if keys == 1:
+    if bias is not None:
+      kernel, method = BIASED, ""
+      run = functools.partial(dense, bias=bias, scale=scale)
+      if keys > 1:
+        run = functools.partial(METHODS["gather"], run, axes=axes)
+        method = _over("gather", axes, mesh)
+    elif keys == 1:
       kernel = _kernel(choices, q, k, ids)
       method, run = "", KERNELS[kernel]
     else:
@@ -136,14 +161,18 @@ def _on_mesh(choices, q, k, v, mask, ids, key_axis):
       )
       kernel = "flash" if method == "ring" else kernel
       run = functools.partial(METHODS[method], KERNELS[kernel], axes=axes)
-      method = f", {method} over {' x '.join(f'{a} {mesh[a]}' for a in axes)}"
+      method = _over(method, axes, mesh)
     choices.picked[_spell(q, k, s=s, length=length, heads=n)] = kernel + method + again
     return run(q, k, v, mask, ids)
 
   out = jax.shard_map(
-    here, in_specs=(*spec, mask_spec, ids_spec), out_specs=spec[0], check_vma=False
-  )(q, k, v, mask, ids)
+    here, in_specs=(*spec, mask_spec, ids_spec, bias_spec), out_specs=spec[0], check_vma=False
+  )(q, k, v, mask, ids, bias)
   return out[:, :s]
+
+
+def _over(method: str, axes, mesh) -> str:
+  return f", {method} over {' x '.join(f'{a} {mesh[a]}' for a in axes)}"
 
 
 def _axes_of(*parts) -> set[str]:
@@ -208,14 +237,17 @@ def _cudnn_works(dtype, head_size: int) -> bool:
 
 
 class MultiHeadAttention(nn.Module):
-  """Projections without biases around `attention`; self-attention when `context` is `x` itself.
+  """Projections around `attention`; self-attention when `context` is `x` itself.
 
-  `qk_norm` is an RMSNorm over each head of the queries and the keys.
+  `qk_norm` is an RMSNorm over each head of the queries and the keys; `use_bias` adds one to all
+  four projections; `scale` is that of `attention`.
   """
 
   heads: int
   head_size: int
   qk_norm: bool = False
+  use_bias: bool = False
+  scale: float | None = None
 
   @nn.compact
   def __call__(
@@ -224,11 +256,14 @@ class MultiHeadAttention(nn.Module):
     context: Float[Array, "b l c"],
     *,
     mask: Bool[Array, "b l"] | None = None,
+    bias: Float[Array, "_ s l"] | None = None,
   ) -> Float[Array, "b s d"]:
-    """Attends from `x` to the keys of `context` that `mask` allows; computes in x's dtype."""
-    q = jnp.einsum("bsd,dnk->bsnk", x, self._projection("query", x))
-    k = jnp.einsum("blc,cnk->blnk", context, self._projection("key", context))
-    v = jnp.einsum("blc,cnk->blnk", context, self._projection("value", context))
+    """Attends from `x` to the keys of `context` that `mask` allows; computes in x's dtype.
+
+    `bias` is added to the scores, as in `attention`.
+    """
+    q = self._projection("query", x)
+    k, v = self._projection("key", context), self._projection("value", context)
     if self.qk_norm:
       q = RMSNorm(axis_name="kv", name="query_norm")(q)
       k = RMSNorm(axis_name="kv", name="key_norm")(k)
@@ -240,10 +275,19 @@ class MultiHeadAttention(nn.Module):
       init=fan_in(2),
     )
     key_axis = "sequence" if context is x else None
-    y = attention(q, k, v, mask=mask, key_axis=key_axis)
-    return jnp.einsum("bsnk,nkd->bsd", y, out.astype(x.dtype))
+    y = attention(q, k, v, mask=mask, key_axis=key_axis, bias=bias, scale=self.scale)
+    y = jnp.einsum("bsnk,nkd->bsd", y, out.astype(x.dtype))
+    if self.use_bias:
+      y = y + weight(self, "out_bias", shape=[x.shape[-1]], axes=["embed"], init=zeros).astype(
+        x.dtype
+      )
+    return y
 
   def _projection(self, name: str, x: jax.Array) -> jax.Array:
     shape = [x.shape[-1], self.heads, self.head_size]
     kernel = weight(self, name, shape=shape, axes=["embed", "heads", "kv"], init=fan_in())
-    return kernel.astype(x.dtype)
+    y = jnp.einsum("bsd,dnk->bsnk", x, kernel.astype(x.dtype))
+    if self.use_bias:
+      axes = ["heads", "kv"]
+      y = y + weight(self, f"{name}_bias", shape=shape[1:], axes=axes, init=zeros).astype(x.dtype)
+    return y

@@ -18,10 +18,15 @@ LANES = 128  # of a TPU's vector unit: its kernels take multiples
 __all__ = ["KERNELS", "cudnn", "dense", "flash", "splash"]
 
 
-def dense(q, k, v, mask, ids):
-  """Plain einsum: fastest where the scores are small."""
+def dense(q, k, v, mask, ids, bias=None, scale=None):
+  """Plain einsum: fastest where the scores are small.
+
+  It alone adds a `bias` [n or 1, s, l] to them, and takes a `scale` other than 1 / sqrt(k).
+  """
   scores = jnp.einsum("bsnk,blnk->bnsl", q, k, preferred_element_type=jnp.float32)
-  scores = scores * (q.shape[-1] ** -0.5)
+  scores = scores * (q.shape[-1] ** -0.5 if scale is None else scale)
+  if bias is not None:
+    scores = scores + bias.astype(jnp.float32)
   seen = visible(ids, mask)
   if seen is not None:
     # A finite minimum keeps a fully masked row free of NaN; the second `where` makes it zero.

@@ -1,0 +1,54 @@
+"""LPIPS 0.1: a perceptual distance of pictures (Zhang et al., 2018), as a metric and as a loss."""
+
+from typing import Literal, get_args
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vidgen.models.alexnet import AlexNetFeatures
+from vidgen.models.vgg import VGG16Features
+from vidgen.nn.weights import ones, weight
+
+Net = Literal["vgg", "alex"]
+NETS: tuple[str, ...] = get_args(Net)
+EPSILON = 1e-10
+# What pictures in [-1, 1] are shifted and divided by: ImageNet's statistics in that range.
+SHIFT = (-0.030, -0.088, -0.188)
+SCALE = (0.458, 0.448, 0.450)
+
+
+class LPIPS(nn.Module):
+  """The distance by the trunk `net`: "vgg" is the usual training loss, "alex" what is reported."""
+
+  net: Net = "alex"
+
+  def example(self) -> tuple[jax.Array, jax.Array]:
+    """Inputs, for the shapes of the parameters."""
+    return jnp.zeros((1, 64, 64, 3)), jnp.zeros((1, 64, 64, 3))
+
+  @nn.compact
+  def __call__(self, a: Float[Array, "b h w 3"], b: Float[Array, "b h w 3"]) -> Float[Array, " b"]:
+    """The distance of each pair of RGB pictures in [-1, 1]; differentiable, also where it is zero.
+
+    Raises:
+      ValueError: an unknown trunk, or pictures too small for it.
+    """
+    if self.net not in NETS:
+      raise ValueError(f"LPIPS has no trunk {self.net!r}")
+    trunk = VGG16Features(name="trunk") if self.net == "vgg" else AlexNetFeatures(name="trunk")
+    both = jnp.concatenate([a, b]).astype(jnp.float32)
+    total = jnp.zeros(len(a), jnp.float32)
+    for i, tap in enumerate(trunk((both - jnp.array(SHIFT)) / jnp.array(SCALE))):
+      first, second = jnp.split(_unit(tap), 2)
+      head = weight(self, f"head{i}", shape=tap.shape[-1:], axes=[None], init=ones)
+      total = total + (jnp.square(first - second) * head).sum(-1).mean((1, 2))
+    return total
+
+
+def _unit(x: jax.Array) -> jax.Array:
+  """Every position's channels at length one; where all are zero they stay so, gradient included."""
+  squares = jnp.square(x).sum(-1, keepdims=True)
+  some = squares > 0
+  return x / (jnp.where(some, jnp.sqrt(jnp.where(some, squares, 1.0)), 0.0) + EPSILON)
