@@ -1,4 +1,4 @@
-"""`vidgen inspect`: step, config, parameter table and digests, of a run or of a config."""
+"""`vidgen inspect`: parameter table and digests, of a run, of a config or of other weights."""
 
 import argparse
 import json
@@ -16,6 +16,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   what.add_argument(
     "--config", metavar="FILE.py[:variant]", help="a config that need never have been trained"
   )
+  what.add_argument(
+    "--weights",
+    type=Path,
+    metavar="PATH",
+    help="other people's: a safetensors or PyTorch file, or a folder that holds one",
+  )
   parser.add_argument("--step", type=int, help="checkpoint of --workdir (default: the newest)")
   parser.add_argument("--json", type=Path, metavar="FILE", help="write it all as JSON")
 
@@ -25,11 +31,13 @@ def run(args: argparse.Namespace) -> int:
   from vidgen.errors import ConfigError
 
   if args.workdir is None and args.step is not None:
-    raise ConfigError("--step is of a --workdir; a config has no steps")
-  if args.workdir is not None and args.overrides:
-    raise ConfigError(f"unknown argument {args.overrides[0]!r}; a run's config is what it is")
+    raise ConfigError("--step is of a --workdir; nothing else has steps")
+  if args.overrides and (args.workdir or args.weights):
+    raise ConfigError(f"unknown argument {args.overrides[0]!r}; only a --config is overridden")
   if args.workdir is not None:
     report = inspect_workdir(args.workdir, step=args.step)
+  elif args.weights is not None:
+    report = inspect_weights(args.weights)
   else:
     report = inspect_config(args.config, overrides=args.overrides)
   print(table(report))
@@ -90,6 +98,27 @@ def inspect_workdir(workdir: Path, *, step: int | None) -> dict[str, Any]:
   }
 
 
+def inspect_weights(path: Path) -> dict[str, Any]:
+  """What `--weights` shows: every array of the files, by the names it has there.
+
+  Raises:
+    CheckpointError: they are damaged, or hold anything but weights.
+  """
+  from vidgen.interop.weight_files import open_weights
+
+  weights = open_weights(path)
+  rows = [
+    {"name": name, "shape": list(spec.shape), "dtype": spec.dtype, "axes": None}
+    for name, spec in weights.specs.items()
+  ]
+  return {
+    "step": None,
+    "config": None,
+    "parameters": _parameters(rows),
+    "digests": {"content": weights.digest},
+  }
+
+
 def _of_stage(experiment: Any) -> list[dict[str, Any]]:
   """Name, shape, dtype and logical axes of every parameter, without making one."""
   import jax
@@ -136,8 +165,10 @@ def table(report: dict[str, Any]) -> str:
     for name, shape, dtype, count, axes in rows
   ]
   lines += ["", f"parameters  {report['parameters']['total']:,} in {len(arrays)} arrays"]
-  lines += [f"config      {report['config']['name']} {report['config']['digest']}"]
-  if report["digests"]:
+  if report["config"]:
+    lines += [f"config      {report['config']['name']} {report['config']['digest']}"]
+  if report["step"] is not None:
     lines += [f"step        {report['step']}"]
+  if report["digests"]:
     lines += [f"{name:<11} {sha256}" for name, sha256 in report["digests"].items()]
   return "\n".join(line.rstrip() for line in lines)

@@ -9,6 +9,8 @@ import numpy as np
 from vidgen.errors import CheckpointError
 from vidgen.train.items import flatten, unflatten
 
+CHUNK = 1 << 22  # elements
+
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
@@ -32,10 +34,24 @@ def matched(arrays: Mapping[str, np.ndarray], *, like: Any, where: str) -> Any:
   Raises:
     CheckpointError: names, shapes or dtypes differ; every difference is listed.
   """
-  want = {name: _spell(leaf) for name, leaf in flatten(like).items()}
-  have = {name: _spell(array) for name, array in arrays.items()}
+  check_same(
+    {name: _spell(array) for name, array in arrays.items()},
+    {name: _spell(leaf) for name, leaf in flatten(like).items()},
+    where=where,
+  )
+  return unflatten(like, dict(arrays))
+
+
+def check_same(
+  have: Mapping[str, str],
+  want: Mapping[str, str],
+  *,
+  where: str,
+  signs: str = "- in the file, + in the model",
+) -> None:
+  """Raises CheckpointError when two tables of names and their facts differ, with both sides."""
   lines = [
-    f"  {sign} {name} {spec[name]}"
+    f"  {sign} {name} {spec[name]}".rstrip()
     for name in sorted(want.keys() | have.keys())
     if want.get(name) != have.get(name)
     for sign, spec in (("-", have), ("+", want))
@@ -43,18 +59,21 @@ def matched(arrays: Mapping[str, np.ndarray], *, like: Any, where: str) -> Any:
   ]
   if lines:
     listed = "\n".join(lines)
-    raise CheckpointError(
-      f"{where} does not match the model (- in the file, + in the model):\n{listed}"
-    )
-  return unflatten(like, dict(arrays))
+    raise CheckpointError(f"{where} does not match the model ({signs}):\n{listed}")
 
 
 def check_finite(arrays: Mapping[str, np.ndarray], *, where: str) -> None:
   """Raises CheckpointError, naming the arrays, when a value is NaN or infinite."""
-  bad = [name for name, array in arrays.items() if not np.isfinite(array).all()]
+  bad = [name for name, array in arrays.items() if not _is_finite(array)]
   if bad:
     more = f" and {len(bad) - 4} more" if len(bad) > 4 else ""
     raise CheckpointError(f"{where}: not finite: {', '.join(bad[:4])}{more}")
+
+
+def _is_finite(array: np.ndarray) -> bool:
+  flat = np.asarray(array).reshape(-1)
+  parts = range(0, flat.size, CHUNK)  # a mask of the whole would be a quarter of its memory
+  return all(np.isfinite(flat[at : at + CHUNK]).all() for at in parts)
 
 
 def _spell(leaf: Any) -> str:

@@ -1,0 +1,1 @@
+"""How other libraries lay out the weights of each network."""
