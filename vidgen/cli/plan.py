@@ -26,7 +26,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument("--bucket", help="the batch shape (default: the one with most FLOPs)")
   parser.add_argument("--program", choices=["train", "sample"], default="train")
-  parser.add_argument("--batch-size", type=int, help="samples of --program sample at a time")
+  parser.add_argument(
+    "--batch-size", type=int, help="samples of --program sample, or texts of --encoder, at a time"
+  )
+  parser.add_argument(
+    "--encoder",
+    metavar="NAME",
+    help="plan a frozen text encoder instead of a config: ul2_20b, t5_v1_1_xxl, byt5_small, ...",
+  )
+  parser.add_argument(
+    "--length", type=int, default=300, help="tokens of a text of --encoder (%(default)s)"
+  )
   parser.add_argument("--json", metavar="FILE", help="write the plan there")
   parser.add_argument(
     "--sweep", action="store_true", help="try meshes and remat policies, rank those that fit"
@@ -62,8 +72,13 @@ def run(args: argparse.Namespace) -> int:
 
     replan(Path(args.recorded), only=args.only, check=args.check)
     return 0
+  if args.encoder:
+    prepare_environment()
+    return _encoder(args)
   if not args.config:
-    raise ConfigError("--config FILE.py[:variant] or --recorded FILE.plans.json: one is needed")
+    raise ConfigError(
+      "--config FILE.py[:variant], --encoder NAME or --recorded FILE.plans.json: one is needed"
+    )
   prepare_environment()
 
   from vidgen.config import load_config, parse_overrides
@@ -86,6 +101,27 @@ def run(args: argparse.Namespace) -> int:
   )
   if not plan.fits and args.program == "train":
     plan = find_remedy(experiment, topology, plan, bucket=args.bucket)
+  for line in describe(plan):
+    print(line)
+  if args.json:
+    write_whole(Path(args.json), (json.dumps(dataclasses.asdict(plan), indent=2) + "\n").encode())
+  return 0
+
+
+def _encoder(args: argparse.Namespace) -> int:
+  from vidgen.dist.topology import parse_topology
+  from vidgen.errors import ConfigError
+  from vidgen.train.encoder_plan import plan_encoder
+  from vidgen.whole_file import write_whole
+
+  if not args.topology:
+    raise ConfigError("--encoder: give --topology, such as v5p:4x4x8")
+  plan = plan_encoder(
+    args.encoder,
+    parse_topology(args.topology),
+    length=args.length,
+    batch_size=args.batch_size,
+  )
   for line in describe(plan):
     print(line)
   if args.json:

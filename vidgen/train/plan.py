@@ -7,13 +7,14 @@ loops and kernels; the time is a roofline, a bound that no run beats, not a pred
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import math
 import re
 import resource
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import jax
@@ -119,20 +120,12 @@ def make_plan(
     raise ConfigError(f"bucket {bucket!r} is not in use; known are {', '.join(programs.specs)}")
   with on_mesh(mesh, rules=experiment.rules, attention=experiment.attention) as choices:
     traced = programs.trace_train(bucket) if program == "train" else programs.trace_sample(size)
-    compiled, problem, peak = _compile(traced.lower())
-  device = topology.device
-  usable = int(device.hbm_bytes if topology.tpu else device.hbm_bytes * GPU_MEMORY_FRACTION)
-  figures: dict[str, Any] = {"peak_bytes_per_device": int(peak)}
-  if compiled is not None:
-    model_flops = _model_flops(experiment, stage, program, bucket, size)
-    with _countable():
-      executed = flops_of(traced.jaxpr).total
-      figures = _figures(
-        compiled, mesh=mesh, device=device, model_flops=model_flops, executed_flops=executed
-      )
-    peak = figures["peak_bytes_per_device"]
-    if peak > usable:
-      problem = f"the peak of {_gib(peak)} a device exceeds the {_gib(usable)} a program can have"
+    figures = compiled_figures(
+      traced,
+      mesh=mesh,
+      topology=topology,
+      model_flops=functools.partial(_model_flops, experiment, stage, program, bucket, size),
+    )
   return Plan(
     name=experiment.name,
     topology=topology.name,
@@ -144,16 +137,41 @@ def make_plan(
     mesh=dict(mesh.shape),
     remat=remat_of(experiment),
     attention=dict(choices.picked),
-    fits=not problem,
-    problem=problem,
     parameters=sum(leaf.size for leaf in jax.tree.leaves(programs.abstract.params)),
-    hbm_bytes_per_device=usable,
     state_bytes_per_device=state_bytes(programs, program),
     compile_seconds=time.monotonic() - begin,
-    host_peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT,
-    jax=jax.__version__,
     **figures,
   )
+
+
+def compiled_figures(
+  traced: jax.stages.Traced, *, mesh: Mesh, topology: Topology, model_flops: Callable[[], float]
+) -> dict[str, Any]:
+  """Compiles a program, within `on_mesh`: the fields of a `Plan` that this alone tells.
+
+  Raises:
+    ConfigError: a loop of the program has no known length.
+  """
+  compiled, problem, peak = _compile(traced.lower())
+  device = topology.device
+  usable = int(device.hbm_bytes if topology.tpu else device.hbm_bytes * GPU_MEMORY_FRACTION)
+  figures: dict[str, Any] = {"peak_bytes_per_device": int(peak)}
+  if compiled is not None:
+    with _countable():
+      executed = flops_of(traced.jaxpr).total
+      figures = _figures(
+        compiled, mesh=mesh, device=device, model_flops=model_flops(), executed_flops=executed
+      )
+    peak = figures["peak_bytes_per_device"]
+    if peak > usable:
+      problem = f"the peak of {_gib(peak)} a device exceeds the {_gib(usable)} a program can have"
+  return figures | {
+    "fits": not problem,
+    "problem": problem,
+    "hbm_bytes_per_device": usable,
+    "host_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT,
+    "jax": jax.__version__,
+  }
 
 
 @contextlib.contextmanager
@@ -253,20 +271,21 @@ def bytes_needed(text: str) -> float:
   return float(amount) * 1024 ** ("KMGT".index(unit) + 1)
 
 
+def bytes_of(tree: Any) -> int:
+  """Bytes of a device for arrays of known shardings."""
+  return sum(
+    math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    for leaf in jax.tree.leaves(tree)
+  )
+
+
 def state_bytes(programs: Programs, program: str = "train") -> dict[str, int]:
   """Bytes of a device for parameters, average and optimizer state; sampling has the average."""
-
-  def total(tree: Any) -> int:
-    return sum(
-      math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-      for leaf in jax.tree.leaves(tree)
-    )
-
   state = programs.abstract
   parts = {"parameters": state.params, "ema": state.ema, "optimizer": state.opt_state}
   if program == "sample":
     parts = {"ema": state.ema}
-  return {name: total(tree) for name, tree in parts.items()}
+  return {name: bytes_of(tree) for name, tree in parts.items()}
 
 
 def _described(collective: Any, mesh_shape: dict[str, int]) -> dict[str, Any]:

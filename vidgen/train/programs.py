@@ -21,7 +21,7 @@ from vidgen.train.rows import process_rows
 from vidgen.train.state import TrainState, init_state
 from vidgen.train.step import eval_step, train_step
 
-HostBatch = Mapping[str, np.ndarray]
+HostBatch = Mapping[str, np.ndarray | jax.Array]
 
 
 class Programs:
@@ -130,18 +130,22 @@ class Programs:
   def put(self, batch: HostBatch) -> tuple[str, dict[str, jax.Array]]:
     """The bucket of this process's rows of a batch (`process_rows`), and its arrays on the devices.
 
+    What is a jax array already is the whole batch's, and lies as it must.
+
     Raises:
       DataError: no bucket in use has these names and shapes.
     """
     for bucket, spec in self.specs.items():
       if all(
-        name in batch and batch[name].shape == (self._rows, *array.shape[1:])
+        name in batch and batch[name].shape == self._shape(batch[name], array)
         for name, array in spec.items()
       ):
         layout = self._layouts[bucket]
         with jax.transfer_guard("allow"):  # the one transfer into the loop that is meant
           return bucket, {
-            name: jax.make_array_from_process_local_data(layout[name], batch[name], array.shape)
+            name: value
+            if isinstance(value := batch[name], jax.Array)
+            else jax.make_array_from_process_local_data(layout[name], value, array.shape)
             for name, array in spec.items()
           }
     found = {name: array.shape for name, array in batch.items()}
@@ -150,6 +154,10 @@ class Programs:
       f"({', '.join(_shapes(name, spec) for name, spec in self.specs.items())}); "
       "make config.inputs and config.stage.fields agree"
     )
+
+  def _shape(self, value: np.ndarray | jax.Array, spec: ArraySpec) -> tuple[int, ...]:
+    """The shape that `value` must have: the whole batch's, or that of this process's rows."""
+    return spec.shape if isinstance(value, jax.Array) else (self._rows, *spec.shape[1:])
 
   def evaluate(self, params: Params, batches: list[HostBatch]) -> Metrics:
     """Means over held-out batches, as scalars on the device: loss, and what the stage reports."""
