@@ -14,7 +14,7 @@ import vidgen.nn.flash
 from vidgen.nn.attention import MultiHeadAttention, attention
 from vidgen.nn.embeddings import FactorisedPositions, timestep_embedding
 from vidgen.nn.flash import flash
-from vidgen.nn.linear import SwiGLU
+from vidgen.nn.linear import GatedMLP
 from vidgen.nn.norm import LayerNorm, RMSNorm
 from vidgen.nn.partition import unboxed
 from vidgen.nn.patches import grid_of, patchify, unpatchify
@@ -60,7 +60,7 @@ def test_layer_norm_has_zero_mean_and_unit_variance_before_its_affine_part():
 def test_swiglu_equals_llamas():
   params = {name: {"kernel": FIXTURE[f"mlp/{name}"]} for name in ("gate", "up", "down")}
   hidden = FIXTURE["mlp/gate"].shape[1]
-  out = SwiGLU(hidden).apply({"params": params}, jnp.asarray(FIXTURE["mlp/x"]))
+  out = GatedMLP(hidden).apply({"params": params}, jnp.asarray(FIXTURE["mlp/x"]))
   close(out, FIXTURE["mlp/out"])
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from vidgen.nn.attention import MultiHeadAttention
 from vidgen.nn.embeddings import FactorisedPositions, timestep_embedding
-from vidgen.nn.linear import Linear, SwiGLU
+from vidgen.nn.linear import GatedMLP, Linear
 from vidgen.nn.norm import LayerNorm, RMSNorm
 from vidgen.nn.partition import constrain
 from vidgen.nn.patches import Grid, grid_of, patchify, unpatchify
@@ -71,7 +71,7 @@ class Block(nn.Module):
 
     y = RMSNorm(self.norm_epsilon, name="mlp_norm")(x)
     y = modulate(y, shift=shift_2, scale=scale_2)
-    y = constrain(SwiGLU(self.mlp_width, name="mlp")(y), axes=STREAM)
+    y = constrain(GatedMLP(self.mlp_width, name="mlp")(y), axes=STREAM)
     x = x + gate_2.astype(x.dtype) * checkpoint_name(y, "mlp")
     return constrain(x, axes=STREAM), None
 

@@ -78,9 +78,6 @@ class GatedMLP(nn.Module):
     return down(_split(ACTIVATIONS[self.activation](gate) * up))
 
 
-SwiGLU = GatedMLP  # by its activation's default
-
-
 def _split(hidden: jax.Array) -> jax.Array:
   """The hidden layer of tokens, laid out by the rules in force."""
   return constrain(hidden, axes=("batch", "sequence", "mlp")) if hidden.ndim == 3 else hidden

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vidgen.nn.attention import MultiHeadAttention
-from vidgen.nn.linear import SwiGLU
+from vidgen.nn.linear import GatedMLP
 from vidgen.nn.norm import RMSNorm
 from vidgen.nn.weights import fan_in, normal, weight
 
@@ -93,7 +93,7 @@ class ByteWordEncoder(nn.Module):
         heads=self.heads, head_size=self.width // self.heads, name=f"attention_{i}"
       )
       x = x + attend(y, y, mask=present)
-      x = x + SwiGLU(self.mlp_width, name=f"mlp_{i}")(RMSNorm(name=f"mlp_norm_{i}")(x))
+      x = x + GatedMLP(self.mlp_width, name=f"mlp_{i}")(RMSNorm(name=f"mlp_norm_{i}")(x))
     return RMSNorm(name="out_norm")(x), present
 
 
