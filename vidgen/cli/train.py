@@ -73,21 +73,13 @@ def run(args: argparse.Namespace) -> None:
 
   from vidgen.dist.mesh import make_mesh
   from vidgen.systems import make_stage
-  from vidgen.train.data import ShardData
+  from vidgen.train.encoded import open_data
   from vidgen.train.loop import train
-  from vidgen.train.rows import process_rows
   from vidgen.train.together import leave
 
   try:
     mesh = make_mesh(experiment.mesh)
-    data = ShardData(
-      experiment.inputs,
-      args.data,
-      batch_size=experiment.train.batch_size,
-      seed=experiment.train.seed,
-      workdir=args.workdir,
-      rows=process_rows(experiment.train.batch_size, mesh=mesh, rules=experiment.rules),
-    )
+    data = open_data(experiment, args.data, workdir=args.workdir, mesh=mesh)
     train(
       experiment,
       stage=make_stage(experiment.stage.name, experiment.stage.fields),

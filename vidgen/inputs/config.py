@@ -30,6 +30,29 @@ class Bucket:
 
 
 @dataclasses.dataclass(frozen=True)
+class EncoderSource:
+  """A frozen text encoder, which makes a text stream of the stage; padded to `length` tokens.
+
+  `folder` holds its weights and its config as Hugging Face leaves them, and the tokenizer, unless
+  that is at `tokenizer`. It may be empty where embeddings come from a cache, whose word is then
+  taken for what made them. `prefix` goes before every text, as UL2's "[S2S] ". `reads` is the whole
+  caption, or what it has in double quotes (Movie Gen's ByT5, section 3.1.3), which may be nothing.
+  It computes in `dtype`.
+  """
+
+  length: int
+  folder: str = ""
+  tokenizer: str = ""
+  prefix: str = ""
+  reads: Literal["caption", "quoted"] = "caption"
+  dtype: Literal["float32", "bfloat16"] = "float32"
+
+  def __post_init__(self):
+    if self.length < 2:
+      raise ValueError(f"length must be at least 2, got {self.length}")
+
+
+@dataclasses.dataclass(frozen=True)
 class InputConfig:
   """How samples become batches.
 
@@ -38,11 +61,17 @@ class InputConfig:
   (0: this one) decodes with `threads` threads and keeps `cache_bytes` of decoded samples; with a
   cache whole clips are decoded, without one only what is needed. More than `bad_count` bad samples
   or `bad_fraction` of the data set stop the run.
+
+  `encoders` are frozen text encoders by the name of the stage's text stream. They run on every
+  batch, or, where `embeddings` names a folder (relative to the data set), what `vidgen data embed`
+  left there is read instead.
   """
 
   buckets: tuple[Bucket, ...] = (Bucket(),)
   text_length: int = 128
   tokenizer: str = "byte"
+  encoders: dict[str, EncoderSource] = dataclasses.field(default_factory=dict)
+  embeddings: str = ""
   caption_dropout: float = 0.1
   temporal_crop: Literal["random", "center", "start"] = "random"
   spatial_crop: Literal["random", "center"] = "center"
@@ -69,3 +98,10 @@ class InputConfig:
       if getattr(self, name) < 0:
         raise ValueError(f"{name} must not be negative")
     make_tokenizer(self.tokenizer)
+    for name, encoder in self.encoders.items():
+      if not name.isidentifier() or name in ("video", "text", "text_mask", "fps"):
+        raise ValueError(f"encoders: {name!r} cannot be the name of a text stream")
+      if not encoder.folder and not self.embeddings:
+        raise ValueError(f"encoders.{name}: needs a folder, or embeddings one that has them")
+    if self.embeddings and not self.encoders:
+      raise ValueError("embeddings names a folder, but no encoders are named")

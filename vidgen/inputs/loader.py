@@ -17,7 +17,8 @@ from vidgen.inputs.config import Bucket, InputConfig
 from vidgen.inputs.decode import IMAGE, VIDEO, Clip, Span, TooShort, decode_image, decode_video
 from vidgen.inputs.order import random_bits, uniforms
 from vidgen.inputs.quarantine import BadSample, Quarantine
-from vidgen.inputs.samples import Sample, Source
+from vidgen.inputs.samples import Sample, Source, caption_of
+from vidgen.inputs.streams import Streams
 from vidgen.inputs.text import encode_padded, make_tokenizer, token_mask
 from vidgen.inputs.workers import InWork
 
@@ -38,18 +39,20 @@ class Example(NamedTuple):
   """The part of a sample that no random number touches.
 
   `frames` is what enters the batch, uint8 [t, h, w, 3], where the clip leaves nothing to choose;
-  else it is cut from `clip`.
+  else it is cut from `clip`. `streams` is what text encoders read, or made, of the caption.
   """
 
   frames: np.ndarray | None
   clip: Clip | None
   tokens: np.ndarray
+  streams: Mapping[str, np.ndarray]
 
   @property
   def nbytes(self) -> int:
     """Bytes of the arrays."""
     frames = self.clip.frames if self.clip is not None else self.frames
-    return self.tokens.nbytes + (frames.nbytes if frames is not None else 0)
+    text = self.tokens.nbytes + sum(array.nbytes for array in self.streams.values())
+    return text + (frames.nbytes if frames is not None else 0)
 
 
 def bucket_seed(seed: int, bucket: str) -> int:
@@ -68,9 +71,12 @@ class Loader:
     sources: Mapping[str, Source],
     quarantine: Quarantine,
     seed: int,
+    streams: Streams,
     in_work: InWork | None = None,
   ):
     self._in_work = in_work
+    self._streams = streams
+    self._texts = {name: streams.of(source) for name, source in sources.items()}
     self._config = config
     self._sources = dict(sources)
     self._quarantine = quarantine
@@ -85,7 +91,7 @@ class Loader:
     self._lock = threading.Lock()
 
   def __getstate__(self):
-    names = ("_config", "_sources", "_quarantine", "_seed", "_in_work")
+    names = ("_config", "_sources", "_quarantine", "_seed", "_in_work", "_streams", "_texts")
     return {name: self.__dict__[name] for name in names}
 
   def __setstate__(self, state):
@@ -93,7 +99,7 @@ class Loader:
     self._reset()
 
   def __call__(self, plan: Plan) -> dict[str, np.ndarray]:
-    """The batch: video [b, t, h, w, 3], text and text_mask [b, l], fps [b].
+    """The batch: video [b, t, h, w, 3], text and text_mask [b, l], text streams, fps [b].
 
     Raises:
       DataError: `REDRAWS` bad samples in a row, `SHORT_REDRAWS` clips too short for the bucket, or
@@ -104,13 +110,14 @@ class Loader:
     seed = bucket_seed(self._seed, bucket.name)
     draws = uniforms(seed, plan.positions, draws=transforms.DRAWS)
     crops = self._crops(draws)
-    frames, tokens = [], []
+    frames, tokens, streams = [], [], []
     for position, index, crop in zip(
       plan.positions.tolist(), plan.indices.tolist(), crops.tolist(), strict=True
     ):
-      picture, caption = self._draw(bucket, seed=seed, position=position, index=index, crop=crop)
+      picture, example = self._draw(bucket, seed=seed, position=position, index=index, crop=crop)
       frames.append(picture)
-      tokens.append(caption)
+      tokens.append(example.tokens)
+      streams.append(example.streams)
     video, tokens = np.stack(frames), np.stack(tokens)
     if self._in_work is not None:
       self._in_work.note("", "")
@@ -118,17 +125,15 @@ class Loader:
     if mirrored.any():
       video[mirrored] = video[mirrored, :, :, ::-1]
     mask = token_mask(tokens, end=self._tokenizer.end)
+    dropped = draws[:, transforms.DROP] < config.caption_dropout
     transforms.drop_captions(
-      tokens,
-      mask,
-      draws[:, transforms.DROP] < config.caption_dropout,
-      end=self._tokenizer.end,
-      pad=self._tokenizer.pad,
+      tokens, mask, dropped, end=self._tokenizer.end, pad=self._tokenizer.pad
     )
     return {
       "video": transforms.to_unit_range(video),
       "text": tokens,
       "text_mask": mask,
+      **self._streams.collate(streams, dropped=dropped),
       "fps": np.full(size, bucket.fps, np.float32),
     }
 
@@ -143,8 +148,8 @@ class Loader:
 
   def _draw(
     self, bucket: Bucket, *, seed: int, position: int, index: int, crop: list[float]
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """Frames, uint8 [t, h, w, 3], and tokens, int32 [l], of the sample at `position`.
+  ) -> tuple[np.ndarray, Example]:
+    """Frames, uint8 [t, h, w, 3], and the rest of the sample at `position`.
 
     In place of a sample that is bad or too short comes another, drawn by the position's own
     numbers, so that no other position changes.
@@ -154,7 +159,7 @@ class Loader:
     while True:
       try:
         example = self._example(bucket, index, time=crop[0])
-        return self._cut(example, bucket, crop), example.tokens
+        return self._cut(example, bucket, crop), example
       except BadSample as error:
         if isinstance(error, TooShort) and self._fits_another(bucket, error.duration):
           short += 1
@@ -199,12 +204,15 @@ class Loader:
       self._in_work.note(*self._sources[bucket.name].name(index))
     try:
       sample = self._sources[bucket.name][index]
-      tokens = self._tokens(sample)
+      caption = caption_of(sample)
+      tokens = encode_padded(self._tokenizer, caption, length=self._config.text_length)
       clip = self._decode(sample, bucket, time=time)
-      example = Example(None, clip, tokens)
+      texts = self._texts[bucket.name].items()
+      streams = {name: text(index, caption) for name, text in texts}
+      example = Example(None, clip, tokens, streams)
       size = (bucket.height, bucket.width)
       if not transforms.has_slack(clip, span=_span(bucket, 0.0), size=size):
-        example = Example(self._cut(example, bucket, [0.0] * 3), None, tokens)
+        example = Example(self._cut(example, bucket, [0.0] * 3), None, tokens, streams)
     except BadSample as error:
       if sample is not None:
         error.shard, error.key = sample["__shard__"], sample["__key__"]
@@ -243,17 +251,6 @@ class Loader:
         return decode_image(sample[suffix], cover=cover, limits=limits)
     found = ", ".join(sorted(k for k in sample if not k.startswith("__"))[:8]) or "nothing"
     raise BadSample(f"neither video nor image; the sample has {found[:80]}")
-
-  def _tokens(self, sample: Sample) -> np.ndarray:
-    if "txt" not in sample:
-      raise BadSample("missing caption")
-    try:
-      caption = sample["txt"].decode("utf-8").strip()
-    except UnicodeDecodeError as error:
-      raise BadSample(f"the caption is not UTF-8: {error}") from error
-    if not caption:
-      raise BadSample("missing caption: the text is empty")
-    return encode_padded(self._tokenizer, caption, length=self._config.text_length)
 
 
 def _span(bucket: Bucket, time: float) -> Span:

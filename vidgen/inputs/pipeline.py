@@ -25,12 +25,14 @@ from vidgen.inputs.loader import Loader, Plan, bucket_seed
 from vidgen.inputs.order import shuffled
 from vidgen.inputs.quarantine import Budget, Quarantine
 from vidgen.inputs.sources import open_source
+from vidgen.inputs.streams import Streams, open_streams
 from vidgen.inputs.workers import InWork, start_worker, starting_workers
 
 ENDLESS = 2**40  # batches of a repeated order; more than any run takes
 
 # what may change between two runs without changing any batch
 _SPEED = ("workers", "threads", "prefetch", "cache_bytes", "bad_count", "bad_fraction")
+_STREAMS = ("encoders", "embeddings")  # their digests are known, wherever they lie
 
 
 def make_dataset(
@@ -44,8 +46,11 @@ def make_dataset(
   repeat: bool = True,
   rows: Sequence[int] | None = None,
   quarantine_path: str | None = None,
+  streams: Streams | None = None,
 ) -> "Batches":
   """The batches of one process, as numpy arrays: video, text, text_mask, fps (as in `Loader`).
+
+  With text encoders in the config, also their `streams` (default: opened here).
 
   `batch_size` is global, and `rows` are those of every batch that are made here, in this order
   (default: all). With `bucket`, only batches of that one are made. With `repeat=False` each
@@ -73,7 +78,10 @@ def make_dataset(
       quarantine.record(problem)
   quarantine.check()
   in_work = InWork() if config.workers else None
-  loader = Loader(config, sources=sources, quarantine=quarantine, seed=seed, in_work=in_work)
+  streams = open_streams(config, directory) if streams is None else streams
+  loader = Loader(
+    config, sources=sources, quarantine=quarantine, seed=seed, streams=streams, in_work=in_work
+  )
   orders = []
   for one in buckets:
     length = len(sources[one.name])
@@ -102,9 +110,11 @@ def make_dataset(
     "inputs": {
       f.name: plain(getattr(config, f.name))
       for f in dataclasses.fields(config)
-      if f.name not in _SPEED
+      if f.name not in (*_SPEED, *_STREAMS)
     },
   }
+  if streams.sources:  # not how they are fed: a cache holds what the encoder makes
+    identity["encoders"] = plain(streams.identities)
   return Batches(
     plans.map(loader), config=config, identity=identity, quarantine=quarantine, in_work=in_work
   )

@@ -5,7 +5,8 @@ Whatever a prompt holds, it stays data: samples are named by their index, never 
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,31 +28,26 @@ def read_prompts(path: str | Path) -> list[Prompt]:
   """Reads `.txt` (each line a prompt) or `.jsonl` ("prompt" and, if wanted, "key", "attributes").
 
   Only a line feed ends a line, so any other character may stand in a prompt. Other fields of a
-  JSON line are left unread.
+  JSON line are left unread. SUITE:PATH reads a published suite (`vidgen.inputs.prompt_suites`).
 
   Raises:
-    ConfigError: no such file, or another suffix.
+    ConfigError: no such file or suite, or another suffix.
     DataError: not UTF-8, no prompt, an empty line, a line that is no such object, or a key that
       occurs twice; the message names the line.
   """
+  suite, colon, place = str(path).partition(":")
+  if colon and re.fullmatch(r"[a-z0-9-]+", suite) and not Path(path).exists():
+    from vidgen.inputs.prompt_suites import read_suite
+
+    return read_suite(suite, Path(place))
   path = Path(path)
-  if not path.is_file():
-    raise ConfigError(f"prompts {path}: no such file")
-  if path.suffix not in (".txt", ".jsonl"):
+  if path.suffix not in (".txt", ".jsonl") and path.exists():
     raise ConfigError(f"prompts {path}: must end in .txt or .jsonl")
-  if path.stat().st_size > MAX_BYTES:
-    raise DataError(f"prompts {path}: larger than {MAX_BYTES} bytes")
-  try:
-    lines = path.read_bytes().decode().removesuffix("\n").split("\n")
-  except UnicodeDecodeError as error:
-    raise DataError(f"prompts {path}: not UTF-8 at byte {error.start}") from error
   parse = _json_prompt if path.suffix == ".jsonl" else _text_prompt
-  if lines == [""]:
-    raise DataError(f"prompts {path}: holds no prompt")
   prompts = []
-  for number, line in enumerate(lines, start=1):
+  for number, line in enumerate(read_lines(path), start=1):
     try:
-      prompts.append(parse(line.removesuffix("\r")))
+      prompts.append(parse(line))
     except (ValueError, RecursionError) as error:
       raise DataError(f"prompts {path}, line {number}: {error}") from error
   first: dict[str, int] = {}
@@ -61,6 +57,46 @@ def read_prompts(path: str | Path) -> list[Prompt]:
         f"prompts {path}, line {number}: key {prompt.key!r} is that of line {first[prompt.key]}"
       )
   return prompts
+
+
+def first_repeated(prompts: Sequence[Prompt]) -> str | None:
+  """The first key that occurs twice."""
+  seen: set[str] = set()
+  for prompt in prompts:
+    if prompt.key is not None and prompt.key in seen:
+      return prompt.key
+    seen.add(prompt.key or "")
+  return None
+
+
+def read_text(path: Path) -> str:
+  """The text of a file of prompts.
+
+  Raises:
+    ConfigError: no such file.
+    DataError: too large, or not UTF-8.
+  """
+  if not path.is_file():
+    raise ConfigError(f"prompts {path}: no such file")
+  if path.stat().st_size > MAX_BYTES:
+    raise DataError(f"prompts {path}: larger than {MAX_BYTES} bytes")
+  try:
+    return path.read_bytes().decode()
+  except UnicodeDecodeError as error:
+    raise DataError(f"prompts {path}: not UTF-8 at byte {error.start}") from error
+
+
+def read_lines(path: Path) -> list[str]:
+  """The lines of a file of prompts, without their ends.
+
+  Raises:
+    ConfigError: no such file.
+    DataError: too large, not UTF-8, or without a line.
+  """
+  lines = read_text(path).removesuffix("\n").split("\n")
+  if lines == [""]:
+    raise DataError(f"prompts {path}: holds no prompt")
+  return [line.removesuffix("\r") for line in lines]
 
 
 def _text_prompt(line: str) -> Prompt:

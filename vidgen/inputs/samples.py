@@ -49,3 +49,20 @@ class Source(Protocol):
   def describe(self) -> list[dict[str, Any]]:
     """One dict a shard: "shard", "size" (bytes), "samples", "digest"."""
     ...
+
+
+def caption_of(sample: Sample) -> str:
+  """The caption of a sample, without space around it.
+
+  Raises:
+    BadSample: there is none, or it is not UTF-8.
+  """
+  if "txt" not in sample:
+    raise BadSample("missing caption")
+  try:
+    caption = sample["txt"].decode("utf-8").strip()
+  except UnicodeDecodeError as error:
+    raise BadSample(f"the caption is not UTF-8: {error}") from error
+  if not caption:
+    raise BadSample("missing caption: the text is empty")
+  return caption

@@ -70,12 +70,21 @@ class TarSource:
     return _relative(self._paths[shard], self._root), key
 
   def __getitem__(self, index: int) -> Sample:
+    return self._sample(index, only=None)
+
+  def caption(self, index: int) -> Sample:
+    """As the sample itself, but of its members the caption alone is read."""
+    return self._sample(index, only="txt")
+
+  def _sample(self, index: int, *, only: str | None) -> Sample:
     shard, key, row = self._locate(index)
     name = _relative(self._paths[shard], self._root)
     if row < 0:
       raise BadSample("the shard has lost this sample", shard=name, key=key)
     sample: Sample = {"__shard__": name, "__key__": key}
     for suffix, (offset, size) in self._shard(shard).index.members(row).items():
+      if only not in (None, suffix):
+        continue
       read = partial(self._files.read, self._paths[shard], offset, size)
       data = patiently(read, shard=name, key=key)
       if len(data) != size:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ import numpy as np
 from vidgen.inputs.config import InputConfig
 from vidgen.inputs.pipeline import adopt_state, describe_data, make_dataset
 from vidgen.inputs.sources import NoSuchSplit
+from vidgen.inputs.streams import open_streams
 from vidgen.inputs.text import make_tokenizer
+from vidgen.train.programs import HostBatch
 from vidgen.train.rows import even_rows
 
-HostBatch = Mapping[str, np.ndarray]
 # How held-out samples are read: nothing of them is drawn.
 STILL: dict[str, Any] = {
   "caption_dropout": 0.0,
@@ -29,10 +30,9 @@ STILL: dict[str, Any] = {
 class ShardData:
   """Batches of a data set on disk for this process; what the loop's `Data` asks for.
 
-  `rows` of every global batch are made (default: an even part, by process).
+  `rows` of every global batch are made (default: an even part, by process). Text streams are
+  embeddings where they are cached, and else token ids, for `encoded.EncodedData` to encode.
   """
-
-  names = frozenset({"video", "text", "text_mask", "fps"})  # what `inputs.loader` makes
 
   def __init__(
     self,
@@ -47,6 +47,7 @@ class ShardData:
     self._rows = even_rows(batch_size) if rows is None else rows
     self._config, self._directory, self._seed = config, directory, seed
     self._batch_size = batch_size
+    self._streams = open_streams(config, directory)
     self._held_out: list[str] = []  # buckets that have such clips
     held_out: dict[str, Any] = {}
     for bucket in config.buckets:
@@ -59,6 +60,8 @@ class ShardData:
         if jax.process_index() == 0:
           print(f"warning: nothing is held out for bucket {bucket.name}: {error}", file=sys.stderr)
     self._description = {"train": describe_data(config, directory), "held_out": held_out}
+    if config.encoders:
+      self._description["encoders"] = {n: dict(i) for n, i in self._streams.identities.items()}
     self._quarantine = str(Path(workdir) / "quarantine.jsonl")
     dataset = make_dataset(
       config,
@@ -67,9 +70,16 @@ class ShardData:
       seed=seed,
       rows=self._rows,
       quarantine_path=self._quarantine,
+      streams=self._streams,
     )
     self._bad = dataset.quarantine
     self._iterator: Any = iter(dataset)
+
+  @property
+  def names(self) -> frozenset[str]:
+    """The arrays of a batch, as `inputs.loader` makes them."""
+    streams = (name for stream in self._config.encoders for name in (stream, f"{stream}_mask"))
+    return frozenset({"video", "text", "text_mask", "fps", *streams})
 
   def __next__(self) -> HostBatch:
     """The next batch of this process."""
@@ -95,7 +105,7 @@ class ShardData:
     return self._bad.count()
 
   def describe(self) -> dict[str, Any]:
-    """The shards of both splits: sizes, counts, digests."""
+    """The shards of both splits: sizes, counts, digests; what makes the text streams."""
     return self._description
 
   def held_out(self, batches: int) -> list[HostBatch]:
@@ -129,6 +139,7 @@ class ShardData:
       split="held_out",
       quarantine_path=self._quarantine,
       rows=rows,
+      streams=self._streams,
     )
     iterator: Any = iter(dataset)
     try:

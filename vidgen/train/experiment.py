@@ -208,6 +208,9 @@ FREE = (
 )
 
 
+# Likewise: where text encoders lie. What they are, by digests, is in the description of the data.
+_FREE_PATTERN = re.compile(r"inputs\.encoders\.[^.:]+\.(folder|tokenizer)")
+
 # What the order of the examples, or what is made of them, hangs on; "data" is the data set itself.
 _OF_DATA = ("data", "inputs", "train.batch_size", "train.seed")
 
@@ -231,4 +234,9 @@ def refused(lines: list[str], *, allowed: tuple[str, ...]) -> list[str]:
     name = line.partition(":")[0]
     return key == "all" or name == key or name.startswith(f"{key}.") or name.startswith(f"{key}[")
 
-  return [line for line in lines if not any(covers(key, line) for key in (*FREE, *allowed))]
+  return [
+    line
+    for line in lines
+    if not any(covers(key, line) for key in (*FREE, *allowed))
+    and not _FREE_PATTERN.fullmatch(line.partition(":")[0])
+  ]

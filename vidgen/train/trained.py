@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from vidgen import config as cfg
 from vidgen.dist.mesh import MeshConfig, make_mesh, on_mesh, resolve_mesh, slice_count
 from vidgen.dist.rules import batch_shardings, state_shardings
 from vidgen.errors import CheckpointError, ConfigError
+from vidgen.inputs.encoders import TextEncoder, open_encoder
 from vidgen.systems import ArraySpec, SampleSettings, Stage, make_stage
 from vidgen.train.checkpoint import Checkpoints
 from vidgen.train.experiment import Experiment, from_plain
@@ -34,6 +35,33 @@ class Trained:
   weights: Weights
   config_digest: str
   params_digest: str
+  # Of each text stream, what the embeddings hung on that it was trained on.
+  encoders: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+
+  def text_encoders(self, folders: Mapping[str, str]) -> dict[str, TextEncoder]:
+    """The text encoders that the run was trained with, loaded from where its config says.
+
+    `folders` says for some of them where else they lie.
+
+    Raises:
+      ConfigError: no folder is known for one, or `folders` names another.
+      CheckpointError: one is damaged, or not the one that the run was trained with.
+    """
+    sources = dict(self.experiment.inputs.encoders)
+    if unknown := sorted(set(folders) - set(sources)):
+      raise ConfigError(f"text encoder {unknown[0]!r}: the run has {sorted(sources) or 'none'}")
+    loaded = {}
+    for name, source in sources.items():
+      if name in folders:
+        source = dataclasses.replace(source, folder=folders[name], tokenizer="")
+      loaded[name] = open_encoder(name, source, mesh=self.mesh, rules=self.experiment.rules)
+      lines = cfg.differences(self.encoders.get(name), loaded[name].identity)
+      if lines:
+        raise CheckpointError(
+          f"text encoder {name!r} at {source.folder} is not the one that the run was trained with: "
+          + "; ".join(lines)
+        )
+    return loaded
 
   @property
   def fps(self) -> float:
@@ -101,12 +129,17 @@ def load_trained(
     params = checkpoints.restore_params(weights, step=step, like=like)
     params = jax.tree.map(lambda x: x.astype("float32"), params)
     digest = checkpoints.digests(step)[weights]
+    encoders: dict[str, Any] = {}
+    if experiment.inputs.encoders:
+      encoders = checkpoints.read_data_state(step)["description"]["encoders"]
   except ConfigError as error:
     raise CheckpointError(f"{directory}: the stored config does not build: {error}") from error
   finally:
     checkpoints.close()
   assert step is not None  # read_config raises where there is no checkpoint
-  return Trained(experiment, stage, params, mesh, step, weights, cfg.digest(config), digest)
+  return Trained(
+    experiment, stage, params, mesh, step, weights, cfg.digest(config), digest, encoders
+  )
 
 
 def _mesh(config: MeshConfig) -> Mesh:

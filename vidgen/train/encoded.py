@@ -1,0 +1,120 @@
+"""Data whose text streams are token ids, as the stage reads them: encoded, batch by batch."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from vidgen.inputs.encoders import TextEncoder, open_encoder
+from vidgen.train.data import ShardData
+from vidgen.train.experiment import Experiment
+from vidgen.train.programs import HostBatch
+from vidgen.train.rows import process_rows
+
+
+def open_data(
+  experiment: Experiment, directory: str, *, workdir: str | Path, mesh: Mesh
+) -> "ShardData | EncodedData":
+  """The data of a run on `mesh`: with the text encoders of its config, unless a cache is read.
+
+  Raises:
+    ConfigError, CheckpointError: an encoder is not there, or damaged.
+    DataError: there are no such data, or the cache is not theirs or not the encoders'.
+  """
+  inputs, config = experiment.inputs, experiment.train
+  encoders = {
+    name: open_encoder(name, source, mesh=mesh, rules=experiment.rules)
+    for name, source in inputs.encoders.items()
+    if not inputs.embeddings
+  }
+  rows = process_rows(config.batch_size, mesh=mesh, rules=experiment.rules)
+  data = ShardData(
+    inputs, directory, batch_size=config.batch_size, seed=config.seed, workdir=workdir, rows=rows
+  )
+  return EncodedData(data, encoders, batch_size=config.batch_size) if encoders else data
+
+
+class EncodedData:
+  """`ShardData` with frozen encoders behind it; what the loop's `Data` asks for.
+
+  A stream NAME of a batch, ids of this process's rows, becomes the whole batch's embeddings on the
+  devices: all processes take their batches together. Held-out batches and examples go back to the
+  host, where the loop keeps them.
+  """
+
+  def __init__(self, data: ShardData, encoders: Mapping[str, TextEncoder], *, batch_size: int):
+    self._data, self._encoders, self._batch_size = data, dict(encoders), batch_size
+
+  def __next__(self) -> HostBatch:
+    """The next batch: its streams of all processes, on the devices; the rest of this one."""
+    return self._encoded(next(self._data))
+
+  def _encoded(self, batch: HostBatch) -> HostBatch:
+    streams = {
+      name: encoder.of_rows(
+        np.asarray(batch[name]), np.asarray(batch[f"{name}_mask"]), batch_size=self._batch_size
+      )
+      for name, encoder in self._encoders.items()
+    }
+    return {**batch, **streams}
+
+  @property
+  def names(self) -> frozenset[str]:
+    """Names of the arrays in a batch."""
+    return self._data.names
+
+  @property
+  def bad_samples(self) -> int:
+    """Distinct bad samples so far, of all processes and of earlier starts."""
+    return self._data.bad_samples
+
+  def get_state(self) -> dict[str, Any]:
+    """As `ShardData`."""
+    return self._data.get_state()
+
+  def set_state(self, state: dict[str, Any], *, changed: bool) -> None:
+    """As `ShardData`."""
+    self._data.set_state(state, changed=changed)
+
+  def describe(self) -> dict[str, Any]:
+    """As `ShardData`."""
+    return self._data.describe()
+
+  def held_out(self, batches: int) -> list[HostBatch]:
+    """As `ShardData`, encoded."""
+    return [_on_host(self._encoded(batch)) for batch in self._data.held_out(batches)]
+
+  def examples(self, count: int) -> HostBatch | None:
+    """As `ShardData`, encoded."""
+    batch = self._data.examples(count)
+    if batch is None:
+      return None
+    streams = {
+      name: np.asarray(encoder(np.asarray(batch[name]), np.asarray(batch[f"{name}_mask"])))
+      for name, encoder in self._encoders.items()
+    }
+    return {**batch, **streams}
+
+  def captions(self, examples: HostBatch) -> list[str]:
+    """The texts of examples."""
+    return self._data.captions(examples)
+
+  def close(self) -> None:
+    """Stops threads and worker processes."""
+    self._data.close()
+
+
+def _on_host(batch: HostBatch) -> HostBatch:
+  """The batch with this process's rows of what lies on the devices."""
+  return {
+    name: _rows(array) if isinstance(array, jax.Array) else array for name, array in batch.items()
+  }
+
+
+def _rows(array: jax.Array) -> np.ndarray:
+  """The rows of `array`, split over its first axis alone, that devices of this process hold."""
+  shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+  return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
