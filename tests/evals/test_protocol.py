@@ -14,7 +14,7 @@ PROTOCOL = Protocol(
   frames=8, fps=4.0, count=10, missing=0, reference="r", quantisation="uint8",
   value_range=(0.0, 255.0), samples="s",
 )  # fmt: skip
-OTHER = {str: "other", int: 99, float: 9.5, tuple: (-1.0, 1.0)}
+OTHER = {str: "other", int: 99, float: 9.5, tuple: (-1.0, 1.0), dict: {"resize": "other"}}
 
 
 def test_equal_protocols_compare_though_samples_differ():
@@ -34,6 +34,16 @@ def test_a_difference_in_any_other_field_is_refused_by_name(field):
       compare(old, new)
 
 
+def test_a_difference_within_the_details_is_named():
+  old, new = (
+    Score({"a": 0.0}, dataclasses.replace(PROTOCOL, details={"resize": {"kernel": k}, "n_real": 5}))
+    for k in ("bilinear", "bicubic")
+  )
+  with pytest.raises(ConfigError, match=r"details\.resize\.kernel: 'bilinear' -> 'bicubic'$"):
+    compare(old, new)
+  assert compare(old, old) == {"a": 0.0}
+
+
 def test_other_values_are_refused():
   with pytest.raises(ConfigError, match="values"):
     compare(Score({"a": 0.0}, PROTOCOL), Score({"b": 0.0}, PROTOCOL))
@@ -43,6 +53,8 @@ def test_scores_survive_json_and_damage_is_named():
   score = Score({"a": 0.5}, PROTOCOL, ({"index": 0, "right": {"a": True}},))
   tree = json.loads(json.dumps(plain(score)))
   assert score_from_plain(tree) == score
+  assert tree["protocol"].pop("details") == {}
+  assert score_from_plain(tree) == score  # as it was written before there were details
   del tree["protocol"]["fps"]
   with pytest.raises(DataError, match="protocol.fps: missing"):
     score_from_plain(tree)

@@ -11,7 +11,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--workdir", type=Path, required=True, help="a run, as `train` left it")
   parser.add_argument(
     "--prompts", type=Path, required=True,
-    help="a .txt file with a prompt a line, or .jsonl with prompt and, if wanted, key",
+    help="a .txt file with a prompt a line, .jsonl with prompt and, if wanted, key, or a published"
+    " suite as SUITE:PATH, such as msr-vtt:test.csv (vidgen/inputs/prompt_suites.py)",
   )  # fmt: skip
   parser.add_argument("--out", type=Path, required=True, help="folder for the samples")
   parser.add_argument("--seed", type=int, default=0, help="noise of sample i is of (seed, i) alone")
@@ -23,6 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--weights", choices=("ema", "params"), default="ema", help="which parameters"
   )
+  parser.add_argument(
+    "--encoder", action="append", default=[], metavar="NAME=FOLDER",
+    help="where a text encoder lies, if not where the run's config says; may be repeated",
+  )  # fmt: skip
   parser.add_argument("--json", type=Path, metavar="FILE", help="write a summary")
 
 
@@ -45,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
     raise ConfigError(f"--count {args.count}: {args.prompts} holds {len(prompts)} prompts")
   prompts = prompts[: args.count]
   trained = load_trained(args.workdir, step=args.step, weights=args.weights)
+  encoders = trained.text_encoders(encoder_folders(args.encoder))
   settings = trained.settings(steps=args.steps, guidance_scale=args.guidance)
   batch_size, sharding = trained.batch_sharding(min(args.batch_size, len(prompts)))
   sampler = Sampler(
@@ -62,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     generated = generate(
       args.out, prompts=prompts, origins=origins, stage=trained.stage, sampler=sampler,
       tokenizer=make_tokenizer(trained.experiment.inputs.tokenizer), fps=trained.fps,
-      progress=Progress("samples"),
+      encoders=encoders, progress=Progress("samples"),
     )  # fmt: skip
   print(
     f"{len(generated.records)} samples of step {trained.step} in {args.out}"
@@ -78,3 +84,20 @@ def run(args: argparse.Namespace) -> int:
     }  # fmt: skip
     args.json.write_text(json.dumps(summary, indent=2) + "\n")
   return 0
+
+
+def encoder_folders(arguments: list[str]) -> dict[str, str]:
+  """The folders of `NAME=FOLDER`, by name.
+
+  Raises:
+    ConfigError: an argument of another form.
+  """
+  from vidgen.errors import ConfigError
+
+  folders = {}
+  for text in arguments:
+    name, equals, folder = text.partition("=")
+    if not (name and equals and folder) or name in folders:
+      raise ConfigError(f"--encoder {text!r}: expected NAME=FOLDER, each name once")
+    folders[name] = folder
+  return folders

@@ -13,8 +13,10 @@ import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,8 +24,9 @@ import numpy as np
 from vidgen import config as cfg
 from vidgen.errors import ConfigError, NonFiniteError
 from vidgen.evals.samples import FILE, SampleOrigin, SampleRecord, write_records
+from vidgen.inputs.encoders import TextEncoder
 from vidgen.inputs.prompts import Prompt
-from vidgen.inputs.text import Tokenizer, tokenize
+from vidgen.inputs.text import Tokenizer, is_cut, tokenize
 from vidgen.media.gif import encode_gif
 from vidgen.media.sheet import contact_sheet
 from vidgen.media.video import encode_mp4, to_uint8
@@ -32,6 +35,7 @@ from vidgen.systems.sampling import Sampler, input_spec
 from vidgen.whole_file import remove_leftovers, write_whole
 
 ON_SHEET = 32  # samples
+NONE: Mapping[str, TextEncoder] = types.MappingProxyType({})
 CRF = 12  # H.264 quality of a sample: few pixels, to be looked at and to be scored
 
 
@@ -45,21 +49,63 @@ class Generated:
 
 
 def text_inputs(
-  stage: Stage, prompts: Sequence[str], *, tokenizer: Tokenizer, fps: float
+  stage: Stage,
+  prompts: Sequence[str],
+  *,
+  tokenizer: Tokenizer,
+  fps: float,
+  encoders: Mapping[str, TextEncoder] = NONE,
 ) -> dict[str, np.ndarray]:
-  """What `stage` samples from, for each prompt: "text", "text_mask" and, where it reads it, "fps".
+  """What `stage` samples from, for each prompt: what it reads of "text", "text_mask" and "fps", or
+  the streams of `encoders`.
 
   Raises:
-    ConfigError: the stage reads what no tokenizer makes, such as embeddings of a text encoder.
+    ConfigError: the stage reads what neither the tokenizer nor the encoders make.
   """
   spec = input_spec(stage, len(prompts))
-  if unknown := sorted(set(spec) - {"text", "text_mask", "fps"}):
-    raise ConfigError(f"this stage samples from {', '.join(unknown)}, which prompts do not give")
-  if "text" not in spec:
+  streams = {name for stream in encoders for name in (stream, f"{stream}_mask")}
+  if unknown := sorted(set(spec) - {"text", "text_mask", "fps"} - streams):
+    raise ConfigError(
+      f"this stage samples from {', '.join(unknown)}, which prompts do not give; text encoders do, "
+      "of a run whose config.inputs.encoders names them"
+    )
+  inputs = {"fps": np.full(len(prompts), fps, np.float32)}
+  if "text" in spec:
+    inputs |= tokenize(tokenizer, list(prompts), length=spec["text"].shape[1])
+  elif not streams & set(spec):
     raise ConfigError("this stage reads no text")
-  inputs = tokenize(tokenizer, list(prompts), length=spec["text"].shape[1])
-  inputs["fps"] = np.full(len(prompts), fps, np.float32)
+  for name, encoder in encoders.items():
+    if name in spec:
+      inputs |= encoder.of_captions(list(prompts))
+  for name, array in spec.items():
+    if inputs[name].shape != array.shape:
+      raise ConfigError(
+        f"this stage reads {name} of {array.shape[1:]}, the text encoder makes "
+        f"{inputs[name].shape[1:]}: make config.inputs.encoders and config.stage.fields agree"
+      )
   return {name: inputs[name] for name in spec}
+
+
+def _cut(
+  stage: Stage,
+  prompts: Sequence[str],
+  *,
+  tokenizer: Tokenizer,
+  fps: float,
+  encoders: Mapping[str, TextEncoder],
+) -> list[bool]:
+  """Which prompts are longer than the stage or one of its encoders reads."""
+  spec = input_spec(stage, len(prompts))
+  cut = np.zeros(len(prompts), bool)
+  for name, encoder in encoders.items():
+    if name in spec:
+      cut |= np.array(encoder.cut(prompts), bool)
+  if "text" in spec:
+    inputs = text_inputs(stage, prompts, tokenizer=tokenizer, fps=fps)
+    length = inputs["text"].shape[1]
+    cut |= np.array([is_cut(tokenizer, p, length=length) for p in prompts], bool)
+    cut |= np.asarray(jax.jit(stage.text_cut)(inputs))
+  return cut.tolist()
 
 
 def generate(
@@ -71,9 +117,12 @@ def generate(
   sampler: Sampler,
   tokenizer: Tokenizer,
   fps: float,
+  encoders: Mapping[str, TextEncoder] = NONE,
   progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Generated:
   """Samples every prompt into `directory`; `progress` is told (done, total).
+
+  `encoders` make the text streams of a stage that reads embeddings.
 
   Raises:
     ConfigError: as `text_inputs`.
@@ -84,10 +133,10 @@ def generate(
   (directory / FILE).unlink(missing_ok=True)  # complete again when this run is
   for folder in (directory, directory / "latents"):
     remove_leftovers(folder)
-  inputs = text_inputs(stage, [p.text for p in prompts], tokenizer=tokenizer, fps=fps)
-  length = inputs["text"].shape[1]
-  too_long = [len(tokenizer.encode(p.text)) > length - 1 for p in prompts]
-  cut = (np.array(too_long, bool) | np.asarray(jax.jit(stage.text_cut)(inputs))).tolist()
+  texts = [prompt.text for prompt in prompts]
+  reads: dict[str, Any] = {"tokenizer": tokenizer, "fps": fps, "encoders": encoders}
+  text_inputs(stage, texts[:1], **reads)  # what it cannot sample from, it cannot from the start
+  cut = _cut(stage, texts, **reads)
   made = {o.index: hashed for o in origins if (hashed := _finished(directory, o)) is not None}
   reused = len(made)
 
@@ -100,7 +149,8 @@ def generate(
       # The whole batch: a sample's last bits may depend on its place in it, and so do not change
       # when a run is resumed.
       index = np.array([origins[i].index for i in batch], np.uint32)
-      latents = sampler.latents({name: x[batch] for name, x in inputs.items()}, index)
+      inputs = text_inputs(stage, [texts[i] for i in batch], **reads)
+      latents = sampler.latents(inputs, index)
       for i in wanted:
         made[origins[i].index] = _write_latents(directory, origins[i], latents[i - start])
     videos = sampler.decode(np.stack([_read_latents(directory, origins[i]) for i in batch]))

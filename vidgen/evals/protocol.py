@@ -20,7 +20,9 @@ class Protocol:
   for; missing: those of them that could not be read and count as wrong. reference: digest of what
   they were held against. quantisation: the form in which samples were read. value_range: what the
   extractor was given. samples: digest of the samples; the one field that may differ, as comparing
-  different samples is the point.
+  different samples is the point. details: what else a metric must agree in, as plain JSON: the
+  feature tensor, resize and crop, the rule by which clips are cut, counts of both sets, the divisor
+  of covariances, types. 0 stands for what does not apply or is not the same for all samples.
   """
 
   metric: str
@@ -37,6 +39,7 @@ class Protocol:
   quantisation: str
   value_range: tuple[float, float]
   samples: str
+  details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def shared(self) -> dict[str, Any]:
     """The fields that must agree."""

@@ -47,16 +47,19 @@ def scores_section(run: Run) -> Html:
 
 
 def _metric(scored: Scored) -> Html:
-  head: list[Any] = ["value", "score"]
+  head: list[Any] = [scored.metric, "value"]
   if scored.shares:
     head = ["asked for", tag("span", "share", class_="hidden"), "right", "95% interval"]
   if scored.changes:
     head.append("change")
   rows = [_row(scored, name) for name in scored.values]
   numbers = len(head) - (2 if scored.shares else 1)
+  known = plain(dict(scored.protocol))
+  details = known.pop("details", None)
   protocol = {
     name.replace("_", " "): tag("code", str(value)) if _is_digest(value) else _spell(value)
-    for name, value in plain(dict(scored.protocol)).items()
+    for name, value in (known | details if isinstance(details, dict) else known).items()
+    if value not in (None, "")
   }
   return tag(
     "div",
@@ -113,4 +116,8 @@ def _is_digest(value: Any) -> bool:
 
 
 def _spell(value: Any) -> str:
-  return " to ".join(map(str, value)) if isinstance(value, list) else str(value)
+  if isinstance(value, dict):
+    return ", ".join(f"{name} {_spell(part)}" for name, part in value.items())
+  if isinstance(value, list):
+    return (" to " if len(value) == 2 else ", ").join(map(str, value))
+  return str(value)

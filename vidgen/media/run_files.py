@@ -232,9 +232,11 @@ def _read_scores(path: Path) -> tuple[Scored, ...]:
   """
   try:
     tree = json.loads(path.read_bytes())
-    whole = {"shapes_probe": {"values": tree.get("accuracy"), "protocol": tree["protocol"]}}
+    metrics = tree.get("scores")
+    if metrics is None:
+      metrics = {"shapes_probe": {"values": tree["accuracy"], "protocol": tree["protocol"]}}
     scored = []
-    for metric, score in (tree["scores"] if "scores" in tree else whole).items():
+    for metric, score in metrics.items():
       values = {str(k): _float(v) for k, v in score["values"].items()}
       if not values or any(map(math.isnan, values.values())):
         raise DataError(f"{path}: {metric}: a value is not a finite number")
