@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conformance import Case, check
 
 import vidgen.nn.attention
 import vidgen.nn.flash
@@ -34,9 +35,56 @@ def qkv(*, s=6, length=7, b=2, n=3, k=8, seed=0):
   return [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes]
 
 
-def test_rms_norm_equals_llamas():
+def rms_norm():
   variables = {"params": {"scale": FIXTURE["norm/scale"]}}
-  close(RMSNorm(1e-5).apply(variables, jnp.asarray(FIXTURE["norm/x"])), FIXTURE["norm/out"])
+  out = RMSNorm(1e-5).apply(variables, jnp.asarray(FIXTURE["norm/x"]))
+  return {"out": (out, FIXTURE["norm/out"])}
+
+
+def gated_mlp():
+  params = {name: {"kernel": FIXTURE[f"mlp/{name}"]} for name in ("gate", "up", "down")}
+  hidden = FIXTURE["mlp/gate"].shape[1]
+  out = GatedMLP(hidden).apply({"params": params}, jnp.asarray(FIXTURE["mlp/x"]))
+  return {"out": (out, FIXTURE["mlp/out"])}
+
+
+def scaled_dot_products():
+  q, k, v = (jnp.asarray(FIXTURE[f"attention/{name}"]) for name in "qkv")
+  mask = jnp.asarray(FIXTURE["attention/mask"])
+  return {
+    "all keys": (attention(q, k, v), FIXTURE["attention/out"]),
+    "masked keys": (attention(q, k, v, mask=mask), FIXTURE["attention/masked"]),
+  }
+
+
+def timesteps():
+  return {"out": (timestep_embedding(jnp.asarray(FIXTURE["time/t"])), FIXTURE["time/out"])}
+
+
+LLAMA = "transformers==5.24.0"
+ATTENTION = Case(
+  "nn.attention", "torch==2.13.0, scaled_dot_product_attention",
+  "3 heads of 8, with a mask and without",
+  1e-5, scaled_dot_products,
+)  # fmt: skip
+CASES = [
+  Case("nn.norm", f"{LLAMA}, LlamaRMSNorm", "width 24", 1e-5, rms_norm),
+  Case("nn.linear", f"{LLAMA}, LlamaMLP", "width 24, hidden 40, SiLU", 1e-5, gated_mlp),
+  ATTENTION,
+  # angles reach 1000, of which float32 keeps 1e-4
+  Case(
+    "nn.embeddings",
+    "diffusers==0.42.1, get_timestep_embedding",
+    "256 sinusoids of 1000 t",
+    1e-4,
+    timesteps,
+  ),  # fmt: skip
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.module)
+def test_parts_equal_those_of_others(case):
+  check(case)
 
 
 def test_rms_norm_of_bfloat16_has_float32_statistics():
@@ -57,21 +105,9 @@ def test_layer_norm_has_zero_mean_and_unit_variance_before_its_affine_part():
   close(out.std(axis=-1), jnp.full(4, 2.0), 1e-4)
 
 
-def test_swiglu_equals_llamas():
-  params = {name: {"kernel": FIXTURE[f"mlp/{name}"]} for name in ("gate", "up", "down")}
-  hidden = FIXTURE["mlp/gate"].shape[1]
-  out = GatedMLP(hidden).apply({"params": params}, jnp.asarray(FIXTURE["mlp/x"]))
-  close(out, FIXTURE["mlp/out"])
-
-
-@pytest.mark.parametrize("long", [False, True], ids=["einsum", "flash"])
-def test_attention_equals_pytorchs(monkeypatch, long):
-  if long:
-    monkeypatch.setattr(vidgen.nn.attention, "LONG", 0)
-  q, k, v = (jnp.asarray(FIXTURE[f"attention/{name}"]) for name in "qkv")
-  close(attention(q, k, v), FIXTURE["attention/out"])
-  mask = jnp.asarray(FIXTURE["attention/mask"])
-  close(attention(q, k, v, mask=mask), FIXTURE["attention/masked"])
+def test_long_attention_equals_pytorchs_too(monkeypatch):
+  monkeypatch.setattr(vidgen.nn.attention, "LONG", 0)
+  check(ATTENTION)
 
 
 def test_gradients_of_attention_do_not_depend_on_its_form(monkeypatch):
@@ -122,11 +158,6 @@ def test_qk_norm_makes_attention_blind_to_the_size_of_the_queries():
   params = unboxed(module.init(jax.random.key(1), x, x))["params"]
   larger = {**params, "query": 10 * params["query"]}
   close(module.apply({"params": params}, x, x), module.apply({"params": larger}, x, x), 1e-3)
-
-
-def test_timestep_embedding_equals_diffusers():
-  out = timestep_embedding(jnp.asarray(FIXTURE["time/t"]))
-  close(out, FIXTURE["time/out"], 1e-4)  # angles reach 1000, of which float32 keeps 1e-4
 
 
 def test_positions_are_the_sum_of_three_rows():
