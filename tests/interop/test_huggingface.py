@@ -59,7 +59,7 @@ def outputs(name):
 
 CASES = [
   Case(
-    module=f"vidgen.interop.huggingface ({name})",
+    module=f"interop.huggingface, {name}",
     reference=f"{reference()['reference']}, from_pretrained",
     config="written by vidgen, random weights",
     tolerance=1e-5,

@@ -54,7 +54,7 @@ def pairs(name, *, network=None):
 
 CASES = [
   Case(
-    module="interop/layouts/open_clip.py",
+    module="interop.layouts.open_clip",
     reference=f"{FIXTURE['versions']}, CLIP",
     config=f"both towers, {name} GELU, 2 layers of 24 and 32",
     tolerance=1e-5,

@@ -108,3 +108,10 @@ def test_samples_that_are_not_finite_are_refused():
   samples[3] = np.nan
   with pytest.raises(DataError, match="not finite"):
     to_mono(Sound(samples, 16_000), sample_rate=16_000)
+
+
+def test_rates_that_share_no_factor_do_not_take_gigabytes():
+  """767,999 and 16,000 would need 16,000 filters of 4,803 taps."""
+  with pytest.raises(DataError, match="sample rate 767999: too odd"):
+    resample(np.zeros(8), source=767_999, target=16_000)
+  assert len(resample(np.zeros(8), source=44_099, target=16_000)) == 2

@@ -54,7 +54,7 @@ def run():
 
 CASES = [
   Case(
-    module="models.c3d.C3D",
+    module="models.c3d",
     reference="torch==2.13.0, a twin of the layer table",
     config="16 frames of 112, every layer",
     tolerance=1e-4,

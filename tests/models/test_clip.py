@@ -100,7 +100,7 @@ def whole_pairs(name):
 def case(name, part, run):
   activation = {"openai": "quick GELU, largest id", "laion": "exact GELU, first end"}[name]
   return Case(
-    module="models/clip.py",
+    module="models.clip",
     reference=f"{FIXTURE['versions']}, CLIPModel",
     config=f"{part}: {activation}; 2 layers of 24 and 32, every layer",
     tolerance=1e-5,
@@ -228,6 +228,19 @@ def test_configs_of_towers_alone():
   assert clip_vision_from_hf(vision | {"model_type": "clip_vision_model"}) == whole.vision
   plain = {"model_type": "clip_text_model", "architectures": ["CLIPTextModel"]}
   assert clip_text_from_hf(text | plain).projection is None
+
+
+def test_of_two_parts_in_an_older_config_the_one_that_transformers_goes_by_is_read():
+  """`CLIPConfig` of transformers lets "text_config_dict" win over "text_config"."""
+  config = CONFIGS["laion"]
+  for tower in ("text", "vision"):
+    part = config[f"{tower}_config"]
+    config = config | {
+      f"{tower}_config": part | {"hidden_act": "quick_gelu"},
+      f"{tower}_config_dict": part,
+    }
+  assert clip_from_hf(config) == clip_from_hf(CONFIGS["laion"])
+  assert clip_from_hf(config).text.activation == "gelu"
 
 
 @pytest.mark.parametrize(

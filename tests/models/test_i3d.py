@@ -82,7 +82,7 @@ QUICK = {
 }
 CASES = [
   Case(
-    module="models.i3d.I3D",
+    module="models.i3d",
     reference="torch==2.13.0, a twin of the layer table",
     config=f"{t} frames of {side}, every endpoint",
     tolerance=1e-4,

@@ -62,7 +62,7 @@ def run():
 
 CASES = [
   Case(
-    module="models.inception.InceptionV3",
+    module="models.inception",
     reference="torch-fidelity==0.4.0, FeatureExtractorInceptionV3",
     config="uint8 84 x 60, resize included, six features",
     tolerance=1e-4,

@@ -59,7 +59,7 @@ def run(net):
 
 CASES = [
   Case(
-    module="models.lpips.LPIPS",
+    module="models.lpips",
     reference="lpips==0.1.4, LPIPS(pnet_rand=True)",
     config=f"{net}, 67 x 70, distance and gradient",
     tolerance=1e-4,

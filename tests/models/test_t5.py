@@ -26,7 +26,8 @@ from vidgen.nn.partition import axes_of, unboxed
 FIXTURE = np.load(Path(__file__).resolve().parents[1] / "fixtures" / "text_encoders.npz")
 CONFIGS = json.loads(str(FIXTURE["configs"]))
 WEIGHTS = json.loads(str(FIXTURE["weights"]))
-EVERY = {300: 37}  # what is stored of a long text
+EVERY = {77: 7, 300: 37}  # what is stored of a long text
+LENGTHS = 1, 7, 77, 300
 
 
 def abstract(network):
@@ -77,7 +78,7 @@ def case(name, title, lengths):
   reference = str(FIXTURE["versions"])
   cls = "UMT5EncoderModel" if name == "umt5" else "T5EncoderModel"
   return Case(
-    module="models/t5.py",
+    module="models.t5",
     reference=f"{reference}, {cls}",
     config=f"{title}, 3 layers of 24, {'/'.join(map(str, lengths))} tokens, padded, every layer",
     tolerance=1e-5,
@@ -86,10 +87,10 @@ def case(name, title, lengths):
 
 
 CASES = [
-  case("t5_v1_1", "T5 v1.1 (and ByT5): gated tanh GELU", (1, 7, 77, 300)),
-  case("t5", "first T5: ReLU", (7, 300)),
-  case("ul2", "UL2: gated SiLU", (7, 300)),
-  case("umt5", "UMT5: positions in every layer", (7, 300)),
+  case("t5_v1_1", "T5 v1.1 (and ByT5): gated tanh GELU", LENGTHS),
+  case("t5", "first T5: ReLU", LENGTHS),
+  case("ul2", "UL2: gated SiLU", LENGTHS),
+  case("umt5", "UMT5: positions in every layer", LENGTHS),
 ]
 
 
@@ -175,10 +176,10 @@ def test_bfloat16_is_close_and_its_tokens_are_float32():
   ours = encode(network.clone(dtype="bfloat16"), params, 77)
   assert ours["tokens"].dtype == jnp.float32
   assert ours["hidden"].dtype == jnp.bfloat16
-  pair = valid(ours["tokens"], 77), valid(FIXTURE["t5_v1_1/77/tokens"], 77)
+  pair = valid(ours["tokens"][:, :: EVERY[77]], 77), valid(FIXTURE["t5_v1_1/77/tokens"], 77)
   found = measure({"tokens": pair})
-  # transformers' own bfloat16 on these weights: cosine 0.99983, difference 3.5e-2
-  assert found.cosine > 0.99983
+  # transformers' own bfloat16 on these weights: cosine 0.99970, difference 4.8e-2
+  assert found.cosine > 0.99970
   assert found.relative < 5e-2
 
 
@@ -221,6 +222,13 @@ def test_an_unknown_config_is_refused(change, message):
   config = {k: v for k, v in (CONFIGS["t5_v1_1"] | change).items() if v is not None}
   with pytest.raises(CheckpointError, match=message):
     t5_from_hf(config)
+
+
+@pytest.mark.parametrize(("kind", "mlp"), [("t5", "plain"), ("mt5", "gated"), ("umt5", "gated")])
+def test_what_a_config_leaves_out_is_the_default_of_its_kind(kind, mlp):
+  config = {k: v for k, v in CONFIGS["t5_v1_1"].items() if k != "feed_forward_proj"}
+  network = t5_from_hf(config | {"model_type": kind})
+  assert (network.mlp, network.activation) == (mlp, "relu" if kind == "t5" else "gelu_tanh")
 
 
 def count(network):

@@ -51,7 +51,7 @@ def pairs(network=None):
 
 CASES = [
   Case(
-    module="models/vit.py",
+    module="models.vit",
     reference=f"{FIXTURE['versions']}, ViTModel",
     config="DINO: 2 layers of 32, 9 patches of 8 x 8, every layer",
     tolerance=1e-5,

@@ -2,9 +2,13 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import socket
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -19,6 +23,8 @@ from test_loop import digests, lines  # noqa: E402 (sorted with the next)
 from text_encoder_folders import write_encoder  # noqa: E402 (found by the line above)
 
 from vidgen.cli import main  # noqa: E402 (likewise)
+from vidgen.cli.bench import step  # noqa: E402 (likewise)
+from vidgen.config import plain  # noqa: E402 (likewise)
 from vidgen.dist.mesh import make_mesh  # noqa: E402 (likewise)
 from vidgen.errors import CheckpointError, ConfigError, DataError  # noqa: E402 (likewise)
 from vidgen.inputs import embed  # noqa: E402 (likewise)
@@ -149,6 +155,44 @@ def test_a_cache_gives_what_the_encoders_give(batches):
     np.testing.assert_array_equal(dropped, encoded["text_mask"].sum(axis=1) == 1)
 
 
+def test_two_processes_encode_the_batches_of_one(batches, root, tmp_path):
+  """Each gets the rows of its devices; examples are whole, and the same, on both."""
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    address = f"127.0.0.1:{free.getsockname()[1]}"
+  here = Path(__file__).parent
+  environment = {
+    **os.environ, "COORDINATOR": address,
+    "PYTHONPATH": os.pathsep.join(map(str, (here, here.parent, here.parent / "inputs"))),
+  }  # fmt: skip
+  running = [
+    subprocess.Popen(
+      [sys.executable, here / "run_encoded.py", root, tmp_path],
+      env={**environment, "PROCESS": str(process)}, stderr=subprocess.PIPE, text=True,
+    )
+    for process in range(2)
+  ]  # fmt: skip
+  try:
+    errors = [process.communicate(timeout=300)[1] for process in running]
+  finally:
+    for process in running:
+      process.kill()
+  assert [process.returncode for process in running] == [0, 0], "\n".join(errors)
+  parts = [np.load(tmp_path / f"{process}.npz") for process in range(2)]
+  data = open_it(experiment(root), root, tmp_path)
+  alone = {"batch": batches["encoded"], "held_out": data.held_out(1)[0]}
+  examples = data.examples(2)
+  data.close()
+  assert examples is not None
+  for part, arrays in alone.items():
+    for name, array in arrays.items():
+      both = np.concatenate([made[f"{part}/{name}"] for made in parts])
+      np.testing.assert_allclose(both, array, rtol=2**-7, atol=1e-6, err_msg=f"{part}/{name}")
+  for name, array in examples.items():
+    for made in parts:
+      np.testing.assert_allclose(made[f"examples/{name}"], array, rtol=2**-7, atol=1e-6)
+
+
 def test_a_dropped_caption_is_what_guidance_calls_none(batches, root):
   one, batch = experiment(root), batches["encoded"]
   stage: Any = make_stage(one.stage.name, one.stage.fields)
@@ -244,6 +288,57 @@ def test_a_cache_is_trained_on_without_its_encoder(batches, root, tmp_path):
 def test_a_config_without_a_folder_or_a_cache_is_refused(root):
   with pytest.raises(ConfigError, match="encoders.t5: needs a folder"):
     experiment(root, t5={"folder": ""})
+
+
+@pytest.mark.parametrize("feed", FEEDS)
+@pytest.mark.parametrize(
+  ("streams", "match"),
+  [
+    ({"t5": {"width": 24, "length": 40}}, "48 tokens of width 24, where the stage reads 40 x 24"),
+    ({"t5": {"width": 32, "length": 48}}, "48 tokens of width 24, where the stage reads 48 x 32"),
+    ({"t6": {"width": 24, "length": 48}}, "t5: the stage reads no such stream; it reads .* t6,"),
+  ],
+)
+def test_streams_that_the_stage_does_not_read_so_are_refused_at_the_start(
+  streams, match, feed, root, tmp_path, monkeypatch
+):
+  """Before the weights of any encoder are loaded."""
+  monkeypatch.setattr("vidgen.train.encoded.open_encoder", None)
+  one = experiment(root, embeddings=FEEDS[feed])
+  others = {name: spec for name, spec in FIELDS["text_streams"].items() if name != "t5"}
+  fields = {**one.stage.fields, "text_streams": streams | others}
+  one = dataclasses.replace(one, stage=dataclasses.replace(one.stage, fields=fields))
+  with pytest.raises(ConfigError, match=match):
+    open_it(one, root, tmp_path)
+
+
+def test_a_config_says_what_to_embed_and_is_refused_where_the_stage_reads_otherwise(
+  root, tmp_path, capsys
+):
+  """Before hours go into embeddings that no training takes."""
+  whole = plain(experiment(root))
+  for length, code in ((LENGTHS["t5"], 0), (40, 2)):
+    whole["inputs"]["encoders"]["t5"]["length"] = length
+    config = tmp_path / f"{length}.py"
+    config.write_text(
+      "import json\nfrom ml_collections import ConfigDict\n\n\ndef get_config():\n"
+      f"  return ConfigDict(json.loads({json.dumps(whole)!r}))\n"
+    )
+    words = ["--config", str(config), "--out", str(tmp_path / "out"), "--dry-run"]
+    assert main(["data", "embed", str(root / "data"), *words]) == code
+  printed = capsys.readouterr()
+  assert "t5: " in printed.out and "clip: " in printed.out
+  assert "40 tokens of width 24, where the stage reads 48 x 24" in printed.err
+
+
+def test_the_step_is_measured_with_encoders(root, tmp_path):
+  one = experiment(root)
+  source = step.data_of(one, str(root / "data"))(
+    SimpleNamespace(mesh=make_mesh(one.mesh)), str(tmp_path)
+  )
+  rate, batch = step._data_rate(source, count=1)
+  source.close()
+  assert rate > 0 and batch["t5"].shape == (BATCH, LENGTHS["t5"], WIDTHS["t5"])
 
 
 def test_the_data_set_is_sound_with_embeddings_in_it(root):

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from vidgen.cli import main
 from vidgen.dist.topology import parse_topology
 from vidgen.errors import ConfigError
 from vidgen.models.t5 import T5Encoder, t5_flops
@@ -46,6 +47,20 @@ def test_what_cannot_be_planned_is_refused(monkeypatch):
   monkeypatch.setattr(encoder_plan, "absent_devices", lambda topology: jax.devices())
   with pytest.raises(ConfigError, match="batch of 12 does not divide over 8 devices"):
     plan_encoder("small", topology, length=16, batch_size=12, sizes={"small": SMALL})
+
+
+@pytest.mark.parametrize(
+  ("words", "match"),
+  [
+    (["--length", "0"], "at least 1"),
+    (["--length", "16", "--batch-size", "0"], "at least 1"),
+    (["--config", "configs/movie_gen/t2v_256.py"], "without a --config"),
+    (["train.steps=3"], "nothing overrides it"),
+  ],
+)
+def test_arguments_that_would_be_ignored_are_refused(words, match, capsys):
+  assert main(["plan", "--encoder", "byt5_small", *words]) == 2
+  assert match in capsys.readouterr().err
 
 
 def test_the_command_line_plans_byt5_for_a_slice(tmp_path):

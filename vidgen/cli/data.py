@@ -9,6 +9,7 @@ from vidgen.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
   from vidgen.inputs.config import EncoderSource
+  from vidgen.train.experiment import Experiment
 
 ENCODER = "NAME=FOLDER[,length=N][,reads=caption|quoted][,dtype=...][,tokenizer=PATH][,prefix=TEXT]"
 
@@ -129,9 +130,14 @@ def _embed(args: argparse.Namespace) -> dict:
   from vidgen.cli.progress import Progress
   from vidgen.inputs import embed
   from vidgen.inputs.embeddings import FOLDER
+  from vidgen.train.encoded import check_streams
 
   out = args.out or args.directory / FOLDER
-  streams = embed.describe_streams(_sources(args), out=out)
+  experiment = _experiment(args.config) if args.config else None
+  sources = experiment.inputs.encoders if experiment else _sources(args.encoder)
+  streams = embed.describe_streams(sources, out=out)
+  if experiment:
+    check_streams(experiment, {name: one.identity for name, one in streams.items()})
   work = embed.work_of(args.directory, streams, part=args.part)
   sizes = embed.measure(work, streams, progress=Progress("shards"))
   total = sum(size.bytes for size in sizes.values())
@@ -173,26 +179,29 @@ def _write_embeddings(args: argparse.Namespace, work: Any, streams: Any) -> dict
   return embed.embed(work, streams, encoders, batch_size=whole, progress=Progress("samples"))
 
 
-def _sources(args: argparse.Namespace) -> "dict[str, EncoderSource]":
-  """The encoders that the arguments name.
-
-  Raises:
-    ConfigError: names the argument or the key that is wrong.
-  """
-  if args.encoder:
-    sources = {}
-    for text in args.encoder:
-      name, source = encoder_source(text)
-      if name in sources:
-        raise ConfigError(f"--encoder: {name!r} is given twice")
-      sources[name] = source
-    return sources
+def _experiment(config: str) -> "Experiment":
+  """The experiment of a config, which names encoders."""
   from vidgen.config import load_config
   from vidgen.train.experiment import resolve
 
-  sources = resolve(load_config(args.config)).inputs.encoders
-  if not sources:
-    raise ConfigError(f"config {args.config}: inputs.encoders names none")
+  experiment = resolve(load_config(config))
+  if not experiment.inputs.encoders:
+    raise ConfigError(f"config {config}: inputs.encoders names none")
+  return experiment
+
+
+def _sources(arguments: list[str]) -> "dict[str, EncoderSource]":
+  """The encoders that `--encoder` names.
+
+  Raises:
+    ConfigError: names the argument that is wrong.
+  """
+  sources = {}
+  for text in arguments:
+    name, source = encoder_source(text)
+    if name in sources:
+      raise ConfigError(f"--encoder: {name!r} is given twice")
+    sources[name] = source
   return sources
 
 
@@ -218,7 +227,7 @@ def encoder_source(text: str) -> "tuple[str, EncoderSource]":
     key, equals, value = option.partition("=")
     if not equals or key in fields:
       raise ConfigError(f"--encoder {text!r}: expected {ENCODER}")
-    fields[key] = int(value) if key == "length" and value.isdigit() else value
+    fields[key] = int(value) if key == "length" and value.isdecimal() else value
   if mark:
     fields["prefix"] = prefix
   given = "length" in fields

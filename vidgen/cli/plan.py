@@ -73,6 +73,10 @@ def run(args: argparse.Namespace) -> int:
     replan(Path(args.recorded), only=args.only, check=args.check)
     return 0
   if args.encoder:
+    if args.config or args.overrides:
+      raise ConfigError("--encoder is planned without a --config, and nothing overrides it")
+    if args.length < 1 or (args.batch_size is not None and args.batch_size < 1):
+      raise ConfigError("--encoder: --length and --batch-size must be at least 1")
     prepare_environment()
     return _encoder(args)
   if not args.config:

@@ -109,16 +109,16 @@ class ArrayShard:
 
   path: Path
   remedy: str = "make it again"  # what the messages advise
+  files: ShardFiles = dataclasses.field(default_factory=ShardFiles, repr=False, compare=False)
 
   def __post_init__(self):
-    self._files = ShardFiles()
     self._load()
 
   def __getstate__(self):
     return {"path": self.path, "remedy": self.remedy}
 
   def __setstate__(self, state):
-    self.__dict__.update(state)
+    self.__dict__.update(state, files=ShardFiles())
     self.__post_init__()
 
   def __len__(self) -> int:
@@ -156,7 +156,7 @@ class ArrayShard:
     return DataError(f"{self.path}: {reason}; {self.remedy}")
 
   def _read(self, offset: int, size: int) -> bytes:
-    data = patiently(lambda: self._files.read(self.path, offset, size), shard=str(self.path))
+    data = patiently(lambda: self.files.read(self.path, offset, size), shard=str(self.path))
     if len(data) != size:
       raise self._bad("cut short")
     return data

@@ -18,7 +18,6 @@ from vidgen.errors import CheckpointError, ConfigError, DataError
 from vidgen.inputs.array_shards import ArrayShard, ArrayWriter, file_bytes
 from vidgen.inputs.config import EncoderSource
 from vidgen.inputs.embeddings import (
-  EMPTY,
   IDENTITY,
   REMEDY,
   STORED,
@@ -160,13 +159,11 @@ def embed(
   """
   lost = dict.fromkeys(streams, 0)
   total = sum(one.part.samples for one in work)
-  for name, stream in streams.items():
+  for stream in streams.values():
     stream.folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(stream.folder)
     content = json.dumps(dict(stream.identity), indent=2, sort_keys=True) + "\n"
     write_whole(stream.folder / IDENTITY, content.encode())
-    empty = ShardPart(EMPTY, 0, 1, "")
-    _write(stream.folder / EMPTY, empty, {"": [0]}, stream, encoders[name], batch_size=batch_size)
   done = 0
   progress(done, total)
   for one in work:

@@ -1,7 +1,6 @@
 """Text embeddings beside a data set: written once, read in place of the encoder.
 
   OUT/<stream>/identity.json            what made them: encoder, tokenizer, length, ...
-  OUT/<stream>/empty.arrays             the embedding of the empty text
   OUT/<stream>/<shard>.arrays           one array [tokens, width], bfloat16, for each sample
 
 They are cut to the true length of the text. The files stand beside the shards' names, one each, and
@@ -25,13 +24,14 @@ from vidgen.inputs.array_shards import SUFFIX, ArrayShard
 from vidgen.inputs.config import EncoderSource
 from vidgen.inputs.samples import NoSuchSplit, Source
 from vidgen.inputs.sources import open_source
+from vidgen.inputs.storage import ShardFiles
 
 FOLDER = "embeddings"  # in a data set, unless another is named
 IDENTITY = "identity.json"
-EMPTY = f"empty{SUFFIX}"
 STORED = "bfloat16"
 REMEDY = "run `vidgen data embed` again"
 SPLITS = ("train", "held_out")
+KEPT_OPEN = 32  # files of one stream: a process has several, and a limit of perhaps 1,024 in all
 _QUOTED = re.compile(r'"([^"]*)"|\u201c([^\u201d]*)\u201d')
 
 
@@ -165,16 +165,18 @@ class CachedText:
     self._parts = shard_parts(source)
     self._ends = np.array([part.start + part.samples for part in self._parts])
     self._open: dict[int, ArrayShard] = {}
+    self._files = ShardFiles(KEPT_OPEN)
     for number, part in enumerate(self._parts):
       shard = self._shard(number)
       check_shard(shard, part, identity=identity)
 
   def __getstate__(self):
-    return {**self.__dict__, "_open": {}}
+    return {**self.__dict__, "_open": {}, "_files": ShardFiles(KEPT_OPEN)}
 
   def _shard(self, number: int) -> ArrayShard:
     if number not in self._open:
-      self._open[number] = ArrayShard(self._parts[number].path(self._folder), remedy=REMEDY)
+      path = self._parts[number].path(self._folder)
+      self._open[number] = ArrayShard(path, remedy=REMEDY, files=self._files)
     return self._open[number]
 
   def __call__(self, index: int, caption: str) -> np.ndarray:
@@ -207,12 +209,3 @@ def check_shard(shard: ArrayShard, part: ShardPart, *, identity: Mapping[str, An
 def about(part: ShardPart, *, identity: Mapping[str, Any]) -> dict[str, Any]:
   """What a file of embeddings says of itself."""
   return {"data": {"shard": part.name, "digest": part.digest}, "identity": dict(identity)}
-
-
-def read_empty(folder: Path) -> np.ndarray:
-  """The embedding of the empty text, bfloat16 [tokens, width].
-
-  Raises:
-    DataError: missing, or damaged.
-  """
-  return ArrayShard(folder / EMPTY, remedy=REMEDY).read(0, source=b"")

@@ -85,9 +85,8 @@ def _read_through(path: Path) -> None:
 class ShardFiles:
   """Descriptors of shards, opened when first read, and anew after an error; one set a process."""
 
-  LIMIT = 256
-
-  def __init__(self):
+  def __init__(self, limit: int = 256):
+    self._limit = limit  # descriptors that are kept open
     self._open: dict[Path, _Descriptor] = {}
 
   def read(self, path: Path, offset: int, size: int) -> bytes:
@@ -102,7 +101,7 @@ class ShardFiles:
     except OSError:
       self._open.pop(path, None)  # a stale NFS handle stays stale
       raise
-    if len(self._open) < self.LIMIT:
+    if len(self._open) < self._limit:
       self._open.setdefault(path, file)
     return data
 

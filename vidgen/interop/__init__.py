@@ -5,9 +5,9 @@ StableHLO that runs alone.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-  from vidgen.interop.text_encoders import TextEncoder, load_text_encoder
+  from vidgen.interop.text_encoders import LoadedTextEncoder, load_text_encoder
 
-__all__ = ["TextEncoder", "load_text_encoder"]
+__all__ = ["LoadedTextEncoder", "load_text_encoder"]
 
 
 def __getattr__(name: str) -> Any:

@@ -15,13 +15,13 @@ from typing import Any
 
 import jax
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from vidgen import config as cfg
 from vidgen.errors import CheckpointError, ConfigError
 from vidgen.inputs.storage import file_sha256
 from vidgen.interop.parameters import Origin, check_finite, matched, named
+from vidgen.interop.safetensors_files import SafetensorsFile, write_safetensors
+from vidgen.interop.tensors import TensorSpec
 from vidgen.systems import make_stage
 from vidgen.train.experiment import from_plain
 from vidgen.train.manifest import array_sha256
@@ -69,8 +69,9 @@ def save_safetensors(
   text = {k: v if isinstance(v, str) else cfg.canonical_json(v) for k, v in metadata.items()}
   path = directory / WEIGHTS
   (directory / CONFIG).unlink(missing_ok=True)  # never the facts of other weights
-  write_whole(path, safetensors.numpy.save(arrays, metadata=text))
-  beside = {**cfg.plain(metadata), "file": WEIGHTS, "sha256": file_sha256(path)}
+  specs = {name: TensorSpec(array.shape, array.dtype.name) for name, array in arrays.items()}
+  sha256 = write_safetensors(path, specs, parts=lambda name: [arrays[name]], metadata=text)
+  beside = {**cfg.plain(metadata), "file": WEIGHTS, "sha256": sha256}
   write_whole(directory / CONFIG, (json.dumps(beside, indent=2, sort_keys=True) + "\n").encode())
   return path
 
@@ -91,19 +92,18 @@ def load_safetensors(path: str | Path) -> tuple[dict[str, Any], Any]:
   described = _described(path)
   if described is not None and file_sha256(path) != described.get("sha256"):
     raise CheckpointError(f"{path}: its sha256 is not that in {CONFIG}: damaged, or not its file")
+  file = SafetensorsFile(path)
+  text = file.metadata
+  if text.get("format") != FORMAT or text.get("format_version") != str(VERSION):
+    raise CheckpointError(f"{path}: not weights of format {FORMAT} {VERSION}")
   try:
-    with safetensors.safe_open(path, framework="numpy") as file:
-      text = file.metadata() or {}
-      if text.get("format") != FORMAT or text.get("format_version") != str(VERSION):
-        raise CheckpointError(f"{path}: not weights of format {FORMAT} {VERSION}")
-      metadata = {key: json.loads(text[key]) for key in ("config", "origin", "arrays")}
-      if text["metadata_sha256"] != cfg.digest(metadata):
-        raise CheckpointError(f"{path}: its metadata is damaged: its sha256 differs")
-      facts = cfg.build(_Arrays, {"arrays": metadata["arrays"]}).arrays
-      _compare_header(path, file, facts)
-      arrays = {name: file.get_tensor(name) for name in sorted(facts)}
-  except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError,
-          ConfigError) as error:  # fmt: skip
+    metadata = {key: json.loads(text[key]) for key in ("config", "origin", "arrays")}
+    if text["metadata_sha256"] != cfg.digest(metadata):
+      raise CheckpointError(f"{path}: its metadata is damaged: its sha256 differs")
+    facts = cfg.build(_Arrays, {"arrays": metadata["arrays"]}).arrays
+    _compare_header(path, file, facts)
+    arrays = {name: np.array(file.read(name)) for name in sorted(facts)}
+  except (OSError, ValueError, KeyError, TypeError, RecursionError, ConfigError) as error:
     raise CheckpointError(f"{path}: damaged: {type(error).__name__}: {error}") from error
   for name, array in arrays.items():
     if _facts(array) != facts[name]:
@@ -136,12 +136,12 @@ def _described(path: Path) -> dict | None:
   return tree
 
 
-def _compare_header(path: Path, file: Any, facts: Mapping[str, ArrayFacts]) -> None:
+def _compare_header(path: Path, file: SafetensorsFile, facts: Mapping[str, ArrayFacts]) -> None:
   """Refuses arrays that the record lacks, or the other way, before any of them is read."""
-  if differing := sorted(set(file.keys()) ^ set(facts)):
+  if differing := sorted(set(file.specs) ^ set(facts)):
     raise CheckpointError(f"{path}: array {differing[0]} is in the header or the record, not both")
   for name, fact in facts.items():
-    if tuple(file.get_slice(name).get_shape()) != fact.shape:
+    if file.specs[name].shape != fact.shape:
       raise CheckpointError(f"{path}: array {name}: its shape differs from the one recorded")
 
 

@@ -1,4 +1,4 @@
-"""Other people's safetensors files: the header checked before anything is believed.
+"""Safetensors files, whoever made them: the header checked before anything is believed.
 
 A file is 8 bytes of length, a JSON header, and the bytes of all arrays one after the other. All of
 it is compared with the size of the file first, so that no header can ask for memory that the file
@@ -49,6 +49,7 @@ class SafetensorsFile:
       name: TensorSpec(tuple(tree[name]["shape"]), DTYPES[tree[name]["dtype"]].name)
       for name in self._ranges
     }
+    self.metadata: dict[str, str] = tree.get(METADATA, {})
     self._dtypes = {name: DTYPES[tree[name]["dtype"]] for name in self._ranges}
     self._begin = begin
     self._bytes: np.ndarray | None = None

@@ -61,7 +61,7 @@ KINDS: Mapping[str, _Kind] = {
 }
 
 
-class TextEncoder(NamedTuple):
+class LoadedTextEncoder(NamedTuple):
   """`apply(params, ids, mask)` gives float32 [b, l, d]; it is pure, for jit to take.
 
   `ids` int32 and `mask` bool are [b, l], True for a token; what padding gives means nothing. On a
@@ -79,7 +79,7 @@ def load_text_encoder(
   rules: Rules = DEFAULT_RULES,
   dtype: str = "float32",
   cache: str | Path | None = None,
-) -> TextEncoder:
+) -> LoadedTextEncoder:
   """The encoder of a folder with config.json and weights, as a pair (apply, params).
 
   `dtype` is that of the parameters and the matrix products, "float32" or "bfloat16"; norms,
@@ -108,7 +108,7 @@ def load_text_encoder(
   def apply(params: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
     return network.apply({"params": params}, ids, mask)["tokens"]
 
-  return TextEncoder(apply, params)
+  return LoadedTextEncoder(apply, params)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -134,7 +134,10 @@ def build_network(
   Raises:
     CheckpointError: a size that is none, or an architecture that is not known.
   """
-  parts = [config, *(config.get(f"{tower}_config") for tower in ("text", "vision"))]
+  parts = [
+    config,
+    *(config.get(f"{tower}_config{end}") for tower in ("text", "vision") for end in ("", "_dict")),
+  ]
   for part in parts:
     for key in SIZES & set(part if isinstance(part, Mapping) else ()):
       value = part[key]

@@ -29,7 +29,6 @@ STEMS = ("model", "pytorch_model", "diffusion_pytorch_model", "weights")
 
 
 @runtime_checkable
-@runtime_checkable
 class _File(Protocol):
   """One file of arrays."""
 

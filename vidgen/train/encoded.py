@@ -8,7 +8,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from vidgen.errors import ConfigError
 from vidgen.inputs.encoders import TextEncoder, open_encoder
+from vidgen.systems import make_stage
 from vidgen.train.data import ShardData
 from vidgen.train.experiment import Experiment
 from vidgen.train.programs import HostBatch
@@ -21,20 +23,46 @@ def open_data(
   """The data of a run on `mesh`: with the text encoders of its config, unless a cache is read.
 
   Raises:
-    ConfigError, CheckpointError: an encoder is not there, or damaged.
+    ConfigError: an encoder is not there, or makes another stream than the stage reads.
+    CheckpointError: one is damaged.
     DataError: there are no such data, or the cache is not theirs or not the encoders'.
   """
   inputs, config = experiment.inputs, experiment.train
+  rows = process_rows(config.batch_size, mesh=mesh, rules=experiment.rules)
+  data = ShardData(
+    inputs, directory, batch_size=config.batch_size, seed=config.seed, workdir=workdir, rows=rows
+  )
+  check_streams(experiment, data.describe().get("encoders", {}))
   encoders = {
     name: open_encoder(name, source, mesh=mesh, rules=experiment.rules)
     for name, source in inputs.encoders.items()
     if not inputs.embeddings
   }
-  rows = process_rows(config.batch_size, mesh=mesh, rules=experiment.rules)
-  data = ShardData(
-    inputs, directory, batch_size=config.batch_size, seed=config.seed, workdir=workdir, rows=rows
-  )
   return EncodedData(data, encoders, batch_size=config.batch_size) if encoders else data
+
+
+def check_streams(experiment: Experiment, identities: Mapping[str, Mapping[str, Any]]) -> None:
+  """Compares text streams, by what makes them, with what the stage reads.
+
+  Raises:
+    ConfigError: the stage has no such stream, or reads it in another length or width.
+  """
+  if not identities:
+    return
+  stage = make_stage(experiment.stage.name, experiment.stage.fields)
+  spec = stage.batch_spec(experiment.train.batch_size, stage.buckets[0])
+  for name, identity in identities.items():
+    if name not in spec:
+      raise ConfigError(
+        f"config.inputs.encoders.{name}: the stage reads no such stream; it reads "
+        f"{', '.join(sorted(spec))}"
+      )
+    made = (identity["length"], identity["width"])
+    if spec[name].shape[1:] != made:
+      raise ConfigError(
+        f"config.inputs.encoders.{name}: makes {made[0]} tokens of width {made[1]}, where the "
+        f"stage reads {' x '.join(map(str, spec[name].shape[1:]))}"
+      )
 
 
 class EncodedData:
@@ -85,7 +113,7 @@ class EncodedData:
 
   def held_out(self, batches: int) -> list[HostBatch]:
     """As `ShardData`, encoded."""
-    return [_on_host(self._encoded(batch)) for batch in self._data.held_out(batches)]
+    return [on_host(self._encoded(batch)) for batch in self._data.held_out(batches)]
 
   def examples(self, count: int) -> HostBatch | None:
     """As `ShardData`, encoded."""
@@ -107,7 +135,7 @@ class EncodedData:
     self._data.close()
 
 
-def _on_host(batch: HostBatch) -> HostBatch:
+def on_host(batch: HostBatch) -> HostBatch:
   """The batch with this process's rows of what lies on the devices."""
   return {
     name: _rows(array) if isinstance(array, jax.Array) else array for name, array in batch.items()

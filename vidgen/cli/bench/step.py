@@ -4,7 +4,8 @@ Both run the same program on batches of one shape, in turns, so that a machine w
 treats them alike. Seconds are means over all turns, total time over steps, so that a stall counts
 however seldom it comes; medians, which do not see it, are printed beside them. In the loop
 everything is on: logs, events, the guards, and reading and decoding of the data, or made-up batches
-where no data are given.
+where no data are given. Text encoders that run on every batch are no part of the bare step: what
+they cost shows in the loop and in the data alone.
 
 The first `--warmup` steps of every turn in the loop are a figure of their own: they decode what
 later steps take from the cache, and on a CPU the decoding and the step share the cores.
@@ -73,11 +74,10 @@ def data_of(experiment: Any, directory: str | None) -> OpenData:
   """What opens the data set in `directory`, or without one makes batches up."""
   if directory is None:
     return lambda programs, scratch: MadeUp(programs)
-  from vidgen.train.data import ShardData
+  from vidgen.train.encoded import open_data
 
-  config = experiment.train
-  return lambda programs, scratch: ShardData(
-    experiment.inputs, directory, batch_size=config.batch_size, seed=config.seed, workdir=scratch
+  return lambda programs, scratch: open_data(
+    experiment, directory, workdir=scratch, mesh=programs.mesh
   )
 
 
@@ -150,10 +150,13 @@ def measure(
 
 
 def _data_rate(source: Any, *, count: int) -> tuple[float, Any]:
-  batch = next(source)  # starts threads and workers
+  import jax
+
+  batch = jax.block_until_ready(next(source))  # starts threads and workers, compiles encoders
   begin = time.monotonic()
   for _ in range(count):
     batch = next(source)
+  jax.block_until_ready(batch)  # encoders run ahead of the host
   return count / (time.monotonic() - begin), batch
 
 

@@ -111,7 +111,8 @@ def clip_from_hf(config: Mapping[str, Any], *, dtype: str = "float32") -> CLIP:
 def _part(config: Mapping[str, Any], tower: str) -> Mapping[str, Any]:
   kind = config.get("model_type")
   if kind == "clip":
-    return config.get(f"{tower}_config") or {}
+    # Older files have both, and transformers then goes by the first, whatever the second says.
+    return config.get(f"{tower}_config_dict") or config.get(f"{tower}_config") or {}
   if kind != f"clip_{tower}_model":
     raise CheckpointError(f"model_type {kind!r} is neither 'clip' nor 'clip_{tower}_model'")
   return config

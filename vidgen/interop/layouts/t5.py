@@ -29,7 +29,8 @@ def t5_from_hf(config: Mapping[str, Any], *, dtype: str = "float32") -> T5Encode
   Raises:
     CheckpointError: another model type, another feed-forward layer, or a size is missing.
   """
-  kind, mlp = config.get("model_type"), config.get("feed_forward_proj", "relu")
+  kind = config.get("model_type")
+  mlp = config.get("feed_forward_proj", "relu" if kind == "t5" else "gated-gelu")
   if kind not in POSITIONS:
     raise CheckpointError(f"model_type {kind!r} is none of {', '.join(POSITIONS)}")
   if mlp not in MLPS:
