@@ -55,6 +55,22 @@ def test_a_table_and_a_file_hold_values_and_records(folders, tmp_path, capsys):
   assert "details.clip_frames: 16 -> 12" in capsys.readouterr().err
 
 
+def test_scores_that_cannot_be_compared_are_said_and_written_all_the_same(
+  folders, tmp_path, capsys
+):
+  """Hours of work are not lost to a record that differs."""
+  old, new = tmp_path / "old.json", tmp_path / "new.json"
+  assert evaluate(folders, "--allow-small", "--json", old, metrics="fvd,psnr") == 0
+  more = ["--allow-small", "--covariance", "n", "--compare", old, "--json", new]
+  capsys.readouterr()
+  assert evaluate(folders, *more, metrics="fvd,psnr") == 2
+  said = capsys.readouterr()
+  assert "fvd: these scores cannot be compared" in said.err and "psnr:" not in said.err
+  tree = json.loads(new.read_text())
+  assert set(tree["scores"]) == {"fvd", "psnr"} and set(tree["changes"]) == {"psnr"}
+  assert re.search(r"psnr +[0-9.]+  \+0\n", said.out) and re.search(r"fvd +[0-9.]+\n", said.out)
+
+
 def test_the_report_reads_distances_as_numbers(folders, tmp_path):
   out = tmp_path / "scores.json"
   assert evaluate(folders, "--allow-small", "--json", out) == 0
@@ -79,7 +95,7 @@ def test_statistics_of_a_reference_take_its_place(folders, tmp_path, capsys):
 @pytest.mark.parametrize(
   ("more", "options", "code", "message"),
   [
-    ([], {}, 3, "fvd of 6 samples is mostly bias"),
+    ([], {}, 3, "fvd of 6 and 6 samples is mostly bias"),
     ([], {"weights": False}, 2, "needs --weights i3d=PATH: I3D of Kinetics-400: i3d_torchscript"),
     (["--weights", "i3e=x"], {}, 2, "--weights 'i3e': known are i3d, c3d"),
     (["--weights", "i3d=x"], {}, 2, "--weights i3d: given twice"),

@@ -72,7 +72,7 @@ def crop_pairs(name):
 
 def case(name, reference):
   return Case(
-    module="evals/extractors/crop.py",
+    module="evals.extractors.crop",
     reference=reference,
     config=f"crop of {name}: 40 x 31 to 24 x 24",
     tolerance=2e-6,
@@ -139,7 +139,7 @@ def test_dino_gives_the_class_token():
 def test_records_tell_the_crop_and_are_plain():
   records = [of_clip(crop).protocol() for crop in CONVENTIONS]
   assert len({json.dumps(record, sort_keys=True) for record in records}) == len(CONVENTIONS)
-  assert records[0]["kernel"] == "pil_bicubic" and records[2]["fit"] == "squash"
+  assert records[0]["resize"] == "pil_bicubic" and records[2]["fit"] == "squash"
   assert records[0]["extractor"] == "clip" and records[0]["text_length"] == 300
   facts = dino_extractor(*loaded("dino"), digest="d").protocol()
   assert (facts["short_side"], facts["side"]) == (27, 24)  # 256 and 224 of DINO's own size

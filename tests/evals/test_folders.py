@@ -35,6 +35,25 @@ def whole(folder, index=0):
   return read_frames(item, ClipRule()).frames
 
 
+def test_a_hidden_folder_is_no_part_of_a_set_and_one_that_cannot_be_listed_is_named(
+  folder, tmp_path, monkeypatch
+):
+  copy = shutil.copytree(folder, tmp_path / "copy")
+  shutil.copytree(copy / "class0", copy / ".thumbnails")
+  found = open_media(copy, need="video")
+  assert found.digest == open_media(folder, need="video").digest and found.formats == "mp4"
+  scandir = os.scandir
+
+  def locked(path):
+    if str(path).endswith("class1"):
+      raise PermissionError(13, "Permission denied", str(path))
+    return scandir(path)
+
+  monkeypatch.setattr(os, "scandir", locked)
+  with pytest.raises(DataError, match="class1: Permission denied"):
+    open_media(copy, need="video")
+
+
 def test_clips_of_all_folders_are_in_the_order_of_their_names(folder):
   found = open_media(folder, need="video")
   assert found.names == ("class0/clip0", "class0/clip2", "class1/clip1")

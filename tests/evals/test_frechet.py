@@ -27,7 +27,7 @@ def distances(reference, divisor):
 
 def case(reference, call, divisor):
   return Case(
-    "vidgen.evals.frechet.frechet_distance",
+    "evals.frechet.frechet_distance",
     f"{reference}=={FIXTURE[f'versions/{reference}']}, {call}",
     f"N above and below the width, divisor {divisor}",
     1e-6,

@@ -21,14 +21,14 @@ def pairs(rule, **options):
 
 CASES = [
   Case(
-    "vidgen.evals.inception_score",
+    "evals.inception_score",
     f"torch-fidelity=={FIXTURE['versions/torch-fidelity']}, isc_features_to_metric",
     "250 samples, 101 classes, 10 splits",
     1e-6,
     lambda: pairs("torch_fidelity"),
   ),
   Case(
-    "vidgen.evals.inception_score",
+    "evals.inception_score",
     "StyleGAN-V's video rule, in NumPy",
     "250 samples, 101 classes, 10 splits",
     1e-6,

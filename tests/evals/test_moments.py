@@ -1,5 +1,6 @@
 """The sums are exact: any batches, order and number of hosts give the same bits."""
 
+import io
 import os
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from run_gathered import features
 
 from vidgen.errors import DataError
+from vidgen.evals import moments as moments_module
 from vidgen.evals.frechet import frechet_distance
 from vidgen.evals.moments import Moments, from_bytes, gathered, merged, moments_of
 
@@ -148,6 +150,20 @@ def test_a_changed_count_is_refused(tmp_path):
   np.savez(tmp_path / "changed.npz", **(held | {"count": np.array(4)}))
   with pytest.raises(DataError, match="changed.npz: damaged: its digest differs"):
     from_bytes((tmp_path / "changed.npz").read_bytes(), where="changed.npz")
+
+
+def test_a_file_that_would_unpack_to_more_than_moments_have_is_refused(tmp_path, monkeypatch):
+  with np.load(io.BytesIO(moments_of(FEATURES).to_bytes()), allow_pickle=False) as file:
+    held = {name: file[name] for name in file.files if name not in ("digest", "format")}
+  wide = held | {"width": np.array(1 << 40)}  # whose triangle no memory holds
+  wide["digest"] = np.array(moments_module._digest(wide))
+  wide["format"] = np.array(moments_module.FORMAT)
+  np.savez(tmp_path / "wide.npz", allow_pickle=False, **wide)
+  with pytest.raises(DataError, match=r"wide\.npz: its sums are not those of \d+ features"):
+    from_bytes((tmp_path / "wide.npz").read_bytes(), where="wide.npz")
+  monkeypatch.setattr(moments_module, "MAX_BYTES", 100)
+  with pytest.raises(DataError, match="bytes when unpacked, more than moments have"):
+    from_bytes(moments_of(FEATURES).to_bytes(), where="stats.npz")
 
 
 def test_what_cannot_be_added_is_refused_by_name():

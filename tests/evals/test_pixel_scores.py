@@ -36,7 +36,7 @@ def pairs(score, fixture, **options):
 def case(module, package, call, config, score, fixture, **options):
   reference = f"{package}=={FIXTURE[f'versions/{package}']}, {call}"
   run = lambda: pairs(score, fixture, **options)  # noqa: E731 (one line)
-  return Case(f"vidgen.evals.pixels.{module}", reference, config, 1e-6, run)
+  return Case(f"evals.pixels.{module}", reference, config, 1e-6, run)
 
 
 TORCH, SCIKIT = "torchmetrics", "scikit-image"

@@ -33,7 +33,7 @@ def resized(kernel):
 
 
 def case(kernel, call):
-  module = f"vidgen.evals.resize, {kernel}"
+  module = f"evals.resize, {kernel}"
   sizes = "up, down, odd and even sizes"
   return Case(
     module, f"torch=={FIXTURE['versions/torch']}, {call}", sizes, 2e-6, lambda: resized(kernel)
@@ -47,7 +47,7 @@ CASES = [
   case("bilinear_antialias", "interpolate bilinear, antialias"),
   case("bicubic_antialias", "interpolate bicubic, antialias"),
   Case(
-    "vidgen.evals.resize, tf1_bilinear",
+    "evals.resize, tf1_bilinear",
     f"torch-fidelity=={FIXTURE['versions/torch-fidelity']}, its interpolation like TensorFlow 1",
     "up, down, odd and even sizes",
     2e-6,

@@ -14,12 +14,15 @@ import pytest
 from media_sets import clips, extractor, write_clips, write_sequences
 
 from vidgen.errors import ConfigError, DataError
-from vidgen.evals import distances, features
+from vidgen.evals import distances, features, scoring
 from vidgen.evals.clips import ClipRule
+from vidgen.evals.extractors.i3d import i3d_extractor, random_i3d
+from vidgen.evals.folders import open_media
 from vidgen.evals.frechet import frechet_distance
 from vidgen.evals.moments import moments_of
 from vidgen.evals.protocol import compare
-from vidgen.evals.scoring import Session
+from vidgen.evals.registry import METRICS
+from vidgen.evals.scoring import Session, _only
 from vidgen.evals.settings import Settings
 
 FAKE, REAL = clips(21, seed=1), clips(19, seed=2)
@@ -71,6 +74,21 @@ def test_scores_are_equal_on_1_2_and_8_devices_with_ragged_last_batches(folders,
   assert scores[0] == scores[2]
 
 
+@pytest.mark.soak
+def test_fvd_by_i3d_is_equal_on_1_2_and_8_devices_with_ragged_last_batches(folders, monkeypatch):
+  """With the whole network, which is compiled once for every device that has a block."""
+  monkeypatch.setattr(features, "BLOCK", 2)
+  i3d = i3d_extractor(random_i3d(0), digest="random 0", weights="random", batch_size=2)
+  few = [_only(open_media(f, need="video"), {f"{i:04}" for i in range(n)})
+         for f, n in zip(folders, (5, 3), strict=True)]  # fmt: skip
+  monkeypatch.setattr(scoring, "open_media", lambda path, **_: few[path == folders[1]])
+  fields = {"extractors": {"i3d": i3d}, "clip": ClipRule(frames=9)}
+  devices = jax.local_devices()
+  scores = [score(folders, devices=tuple(devices[:n]), **fields) for n in (1, 2, 8)]
+  assert scores[0] == scores[1] == scores[2] and scores[0].values["fvd"] > 0
+  assert scores[0].protocol.details["n_fake"] == 5 and len(devices) >= 8
+
+
 def test_the_batch_size_changes_a_score_by_its_last_bits_at_most(folders):
   scores = [
     score(folders, extractors={"i3d": extractor(batch_size=n)}).values["fvd"] for n in (1, 3, 4, 32)
@@ -108,9 +126,31 @@ def test_inception_scores_need_no_reference(folders):
 
 
 def test_few_samples_are_refused_unless_asked_for(folders):
-  with pytest.raises(DataError, match=r"fvd of 21 samples is mostly bias: 2,048 are needed"):
+  with pytest.raises(DataError, match=r"fvd of 21 and 19 samples is mostly bias: 2,048 are needed"):
     score(folders, allow_small=False)
   score(folders, "kvd", allow_small=False)  # unbiased, whatever the number
+
+
+def test_too_small_a_reference_is_refused_before_anything_is_computed(folders, monkeypatch):
+  small = dataclasses.replace(METRICS["fvd"], minimum=20)
+  monkeypatch.setitem(METRICS, "fvd", small)
+  refuse = dataclasses.replace(extractor(), run=lambda *a: pytest.fail("computed"))
+  with pytest.raises(DataError, match="fvd of 21 and 19 samples"):
+    score(folders, allow_small=False, extractors={"i3d": refuse})
+
+
+def test_fd_over_cnn14_has_a_least_number_as_its_features_are_2048(tmp_path):
+  from media_sets import write_sounds
+
+  from vidgen.evals.extractors.cnn14 import Cnn14Extractor
+
+  def run(params, x, lengths):
+    return {"embedding": jax.numpy.ones((len(x), 4)), "logits": jax.numpy.ones((len(x), 4))}
+
+  network = Cnn14Extractor({}, "d", run, "panns", {"embedding": 4, "logits": 4})
+  sets = [write_sounds(tmp_path / name, 2) for name in "ab"]
+  with pytest.raises(DataError, match="fd_panns of 2 and 2 samples is mostly bias: 2,048"):
+    score(sets, "fd_panns", allow_small=False, extractors={"cnn14": network})
 
 
 def test_values_that_are_not_finite_are_no_score(folders, monkeypatch):

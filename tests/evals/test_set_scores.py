@@ -1,5 +1,6 @@
 """Scores of pairs, prompts, edits, sounds and votes are right where the answer is known."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -18,8 +19,10 @@ from media_sets import (
 )
 
 from vidgen.errors import ConfigError, DataError
+from vidgen.evals import scoring
 from vidgen.evals.clips import ClipRule
 from vidgen.evals.extractors.lpips import PairDistance
+from vidgen.evals.folders import open_media
 from vidgen.evals.protocol import compare
 from vidgen.evals.scoring import Session
 from vidgen.evals.settings import Settings
@@ -110,6 +113,23 @@ def test_pairs_without_their_other_half_are_refused_or_counted(reconstructed, tm
     score("psnr", fake, reconstructed[1])
   found = score("psnr", fake, reconstructed[1], allow_missing=True)
   assert found.protocol.details["pairs"] == 4 and found.protocol.missing == 2
+
+
+def test_items_of_one_name_have_neither_pairs_nor_prompts(tmp_path, monkeypatch):
+  """As two shards may have: one of them would silently stand for both."""
+  folder = write_clips(tmp_path / "clips", clips(2, frames=4))
+
+  def opened(path, **options):
+    found = open_media(path, **options)
+    return dataclasses.replace(found, items=(*found.items, found.items[0]))
+
+  monkeypatch.setattr(scoring, "open_media", opened)
+  (tmp_path / "p.txt").write_text("red\nblue\nred\n")
+  for name in ("psnr", "clipsim"):
+    with pytest.raises(DataError, match="several items are called '0000'"):
+      score(name, folder, folder, prompts=str(tmp_path / "p.txt"))
+  networks = {"inception": extractor("inception")}
+  assert score("fid", folder, folder, extractors=networks).protocol.count == 3
 
 
 def test_a_damaged_frame_of_either_side_is_named_with_its_clip(reconstructed, tmp_path):

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 from conformance import Case, check, measure
 from fixtures.random_weights import draw
+from safetensors.numpy import save_file
 
 from vidgen.errors import CheckpointError
+from vidgen.evals.extractors import clip as clip_extractor
+from vidgen.inputs.text import ByteTokenizer
 from vidgen.interop.layout import load_params
 from vidgen.interop.layouts.open_clip import Unfused, clip_from_open_clip, open_clip_layout
 from vidgen.interop.networks import abstract_params
@@ -95,3 +98,37 @@ def test_the_counts_in_openais_files_are_ignored_and_a_matrix_not_of_three_is_re
 def test_another_architecture_is_refused(change, message):
   with pytest.raises(CheckpointError, match=message):
     clip_from_open_clip(CONFIGS["exact"] | change)
+
+
+def open_clip_folder(folder, **pictures):
+  folder.mkdir()
+  config = {"model_cfg": CONFIGS["quick"], "preprocess_cfg": pictures}
+  (folder / "open_clip_config.json").write_text(json.dumps(config))
+  save_file(theirs("quick"), folder / "open_clip_model.safetensors")
+  return folder
+
+
+def test_a_folder_of_open_clip_is_loaded_for_scores(tmp_path, monkeypatch):
+  monkeypatch.setattr(clip_extractor, "load_tokenizer", lambda folder: ByteTokenizer())
+  extractor = clip_extractor.load_clip(open_clip_folder(tmp_path / "clip"), batch_size=2)
+  network, params = load("quick", theirs("quick"))
+  pictures = np.random.default_rng(0).integers(0, 256, (2, 30, 40, 3), np.uint8)
+  given = clip_extractor.crop_of(network, "openai")(jnp.asarray(pictures))
+  want = network.vision.apply({"params": params["vision"]}, given)["embedding"]
+  np.testing.assert_allclose(extractor(pictures)["image_embeds"], want, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("change", "said"),
+  [
+    ({"preprocess_cfg": {"mean": [0.5, 0.5, 0.5]}}, "its mean is not that of CLIP's"),
+    ({"model_cfg": {**CONFIGS["quick"], "embed_dim": 1 << 40}}, "embed_dim"),
+    ({"model_cfg": None}, "no model_cfg"),
+  ],
+)
+def test_another_config_of_open_clip_is_refused(change, said, tmp_path):
+  folder = open_clip_folder(tmp_path / "clip")
+  path = folder / "open_clip_config.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | change))
+  with pytest.raises(CheckpointError, match=said):
+    clip_extractor.load_clip(folder)

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,6 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace, names: list[str], settings: Any, earlier: Any) -> int:
   import jax
 
-  from vidgen.config import plain
   from vidgen.errors import ConfigError
   from vidgen.evals.protocol import compare
   from vidgen.evals.scoring import Session
@@ -154,12 +154,30 @@ def _run(args: argparse.Namespace, names: list[str], settings: Any, earlier: Any
       raise ConfigError("--workdir samples in one process; sample first, then score in several")
     _sample(args)
   scores = {name: session.score(name) for name in names}
-  changes = {name: compare(earlier[name], scores[name]) for name in names} if earlier else {}
-  if jax.process_index():
-    return 0  # the first has the same values, and says them
+  changes: dict[str, dict[str, float]] = {}
+  refused: list[str] = []
+  for name in names if earlier else ():
+    try:
+      changes[name] = compare(earlier[name], scores[name])
+    except ConfigError as error:
+      refused.append(f"{name}: {error}")
+  if not jax.process_index():  # the others have the same values
+    _say(scores, changes, args.json)
+  if refused:
+    raise ConfigError("; ".join(refused))
+  return 0
+
+
+def _say(
+  scores: Mapping[str, Any], changes: Mapping[str, dict[str, float]], path: Path | None
+) -> None:
+  """Prints scores, and writes them to the file of `--json` if there is to be one."""
+  from vidgen.config import plain
+  from vidgen.whole_file import write_whole
+
   for name, score in scores.items():
     _print(name, score, changes.get(name))
-  if args.json:
+  if path is not None:
     report: dict[str, Any] = {"scores": {name: plain(score) for name, score in scores.items()}}
     if changes:
       report["changes"] = changes
@@ -167,9 +185,8 @@ def _run(args: argparse.Namespace, names: list[str], settings: Any, earlier: Any
       report["accuracy"] = {name: score["values"][name] for name in SHARES}
       report["protocol"] = score["protocol"]
       report["samples"] = score["verdicts"]
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
-  return 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, (json.dumps(report, indent=2, allow_nan=False) + "\n").encode())
 
 
 def _check(args: argparse.Namespace, metrics: list[Any]) -> None:

@@ -83,7 +83,9 @@ def score_of(
   """A score of features, with its record."""
   prompts = session.prompts_digest(name)
   if reference is not None:
-    details = {**details, "unpaired": session.pairs(name)[2], "prompts": prompts}
+    details = {**details, "n_real": len(np.unique(reference.owners)),
+               "missing_real": reference.facts.missing,
+               "unpaired": session.pairs(name)[2], "prompts": prompts}  # fmt: skip
   record = session.record(
     name,
     facts=measured.facts,

@@ -47,7 +47,6 @@ def kernel(session: Session, name: str) -> Score:
     values = {name: estimate.mean, "deviation": estimate.std}
     details |= {"subsets": 100, "subset_size": size, "subset_seed": 2020}
   else:
-    session.guard(name, len(fake.table), len(real.table))
     interval = bootstrap_mmd2(real.table, fake.table, seed=session.settings.seed)
     values = {name: interval.value, "low": interval.low, "high": interval.high}
     details |= {"interval": "95%, bootstrap", "bootstrap_seed": session.settings.seed}
@@ -74,7 +73,9 @@ def inception(session: Session, name: str) -> Score:
 
 def _both(session: Session, name: str) -> tuple[Measured, Measured]:
   if METRICS[name].media == "video":  # of pictures, clips give several each
-    session.guard(name, len(session.media(session.samples_path(), "video")))
+    paths = [session.samples_path()]
+    paths += [session.reference_path()] if session.settings.reference is not None else []
+    session.guard(name, *(len(session.media(path, "video")) for path in paths))
   fake, real = session.sampled(name), session.referenced(name)
   session.compatible(name, fake.facts, real.facts)
   return fake, real
@@ -101,6 +102,6 @@ def _score(
     samples=fake.digest,
     reference=real.digest if real is not None else "",
     extractor=session.extractor(name),
-    details={"tensor": metric.tensor, "statistics": "float64", **counts, **details},
+    details={"statistics": "float64", **counts, **details},
   )
   return Score(values, record)

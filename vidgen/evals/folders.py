@@ -106,11 +106,15 @@ class Frames:
 
 @dataclasses.dataclass(frozen=True)
 class MediaSet:
-  """Items in order, the SHA-256 of all their content, and where they lie."""
+  """Items in order, the SHA-256 of all their content, and where they lie.
+
+  formats: suffixes of the files that are read, such as "jpg, png": what pixels went through.
+  """
 
   where: str
   items: tuple[Item, ...]
   digest: str
+  formats: str = ""
 
   @property
   def names(self) -> tuple[str, ...]:
@@ -152,7 +156,7 @@ def _of_samples(path: Path) -> MediaSet:
     part = Part(record.file, read, record.sha256)
     name = record.key or record.file.removesuffix(".mp4")
     items.append(Item(name, "video", (part,), record.prompt))
-  return MediaSet(str(path), tuple(items), found.digest())
+  return MediaSet(str(path), tuple(items), found.digest(), "mp4")
 
 
 def _read_plain(path: Path) -> bytes:
@@ -172,7 +176,7 @@ def _of_data_set(path: Path, *, need: str, subset: str, split: str) -> MediaSet:
   source = open_source(path, subset=subset, split=split)
   if problems := source.problems:
     raise DataError(f"{path}: {subset}/{split}: {_several([str(p) for p in problems])}")
-  kind = _kind_of(source, need)
+  kind, formats = _kind_of(source, need)
   items = []
   for index in range(len(source)):
     shard, key = source.name(index)
@@ -181,23 +185,28 @@ def _of_data_set(path: Path, *, need: str, subset: str, split: str) -> MediaSet:
     caption = Part(part.label, partial(_member, source, index, "txt"))
     items.append(Item(name, kind, (part,), caption=caption))
   shards = [{**d, "digest": _shard_digest(path / d["shard"], d)} for d in source.describe()]
-  return MediaSet(f"{path}, {subset}/{split}", tuple(items), cfg.digest([subset, split, shards]))
+  digest = cfg.digest([subset, split, shards])
+  return MediaSet(f"{path}, {subset}/{split}", tuple(items), digest, formats)
 
 
 def _shard_digest(path: Path, description: dict) -> str:
   return file_sha256(path) if path.is_file() else description["digest"]
 
 
-def _kind_of(source: Source, need: str) -> str:
-  """The kind of the members to read: that of `need`, or clips where the samples have only those."""
+def _kind_of(source: Source, need: str) -> tuple[str, str]:
+  """The kind of the members to read: that of `need`, or clips where the samples have only those.
+
+  And the suffix of the first of them that can be read, "" if none can.
+  """
   for index in range(len(source)):
     try:
       sample = source[index]
     except BadSample:
       continue
     has = {kind for kind, suffixes in KINDS.items() if any(s in sample for s in suffixes)}
-    return need if need in has or "video" not in has else "video"
-  return need
+    kind = need if need in has or "video" not in has else "video"
+    return kind, next((suffix for suffix in KINDS[kind] if suffix in sample), "")
+  return need, ""
 
 
 def _member(source: Source, index: int, kind: str) -> bytes:
@@ -211,9 +220,9 @@ def _member(source: Source, index: int, kind: str) -> bytes:
 
 def _of_folder(path: Path, *, need: str) -> MediaSet:
   files: dict[str, list[Path]] = collections.defaultdict(list)
-  for folder, folders, names in os.walk(path):
-    folders.sort()
-    for name in sorted(folders):
+  for folder, folders, names in os.walk(path, onerror=_refuse_folder):
+    folders[:] = sorted(name for name in folders if not name.startswith("."))
+    for name in folders:
       if (Path(folder) / name).is_symlink():
         raise DataError(f"{Path(folder, name)}: a link to a folder; name that folder itself")
     for name in sorted(names):
@@ -247,7 +256,13 @@ def _of_folder(path: Path, *, need: str) -> MediaSet:
   if twice:
     raise DataError(f"{path}: several files are called {twice[0]!r} but for their suffix")
   content = [[item.name, [part.sha256 for part in item.parts]] for item in items]
-  return MediaSet(str(path), tuple(items), cfg.digest(content))
+  formats = ", ".join(sorted({file.suffix[1:].lower() for file in files[kind]}))
+  return MediaSet(str(path), tuple(items), cfg.digest(content), formats)
+
+
+def _refuse_folder(error: OSError) -> None:
+  """A folder that cannot be listed is not passed over, as `os.walk` would."""
+  raise DataError(f"{error.filename}: {error.strerror}")
 
 
 def _item(root: Path, file: Path, kind: str, sha256: str) -> Item:

@@ -118,6 +118,7 @@ def bootstrap_mmd2(
   """The unbiased estimate of the whole sets, and percentiles of it over resampled sets.
 
   A sample that was drawn twice makes no pair with itself: that would bias the resamples upwards.
+  Resamples of one sample over and over, which tiny sets have, are left out.
   """
   x, y = _sets(x, y, least=2)
   random = np.random.Generator(np.random.PCG64(seed))
@@ -125,7 +126,9 @@ def bootstrap_mmd2(
     random.multinomial(len(z), np.full(len(z), 1 / len(z)), size=resamples).astype(np.float64)
     for z in (x, y)
   ]
-  values = np.zeros(resamples)
+  several = np.all([np.count_nonzero(weights, axis=1) > 1 for weights in times], axis=0)
+  times = [weights[several] for weights in times]
+  values = np.zeros(np.count_nonzero(several))
   for z, weights in zip((x, y), times, strict=True):
     own = np.concatenate([np.diagonal(kernel(rows, rows)) for rows in _blocks(z)])
     pairs = _weighted(z, z, kernel, weights, weights) - weights**2 @ own

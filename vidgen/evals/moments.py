@@ -23,6 +23,7 @@ from vidgen.errors import DataError
 BITS = 20  # of a digit, which lies in [-2^19, 2^19]
 ROWS = 4096  # of digits whose products are added in float64: they stay below 2^53 there
 FORMAT = "vidgen-moments 1"
+MAX_BYTES = 2 << 30  # of a file, unpacked: 40 times what 2,048 features take
 Divisor = Literal["n-1", "n"]
 Digits = dict[int, np.ndarray]  # int64 by place: the value is the sum of digits[p] * 2^(20 p)
 
@@ -177,12 +178,19 @@ def from_bytes(data: bytes, *, where: str) -> Moments:
     DataError: a file that is damaged, or of something else.
   """
   try:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+      if (size := sum(member.file_size for member in archive.infolist())) > MAX_BYTES:
+        raise DataError(f"{where}: {size} bytes when unpacked, more than moments have")
     with np.load(io.BytesIO(data), allow_pickle=False) as file:
       arrays = {name: file[name] for name in file.files}
     if str(arrays.pop("format")) != FORMAT:
       raise DataError(f"{where}: not moments of format {FORMAT!r}")
     if str(arrays.pop("digest")) != _digest(arrays):
       raise DataError(f"{where}: damaged: its digest differs from the one recorded")
+    width = int(arrays["width"])
+    for name, size in (("sums", width), ("products", width * (width + 1) // 2)):
+      if arrays[name].ndim != 2 or arrays[name].shape[1] != size:
+        raise DataError(f"{where}: its {name} are not those of {width} features")
     return _from_arrays(arrays)
   except (ValueError, KeyError, TypeError, IndexError, OSError, EOFError, zipfile.BadZipFile,
           zlib.error, NotImplementedError, MemoryError) as error:  # fmt: skip

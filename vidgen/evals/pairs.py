@@ -59,8 +59,7 @@ def l1(session: Session, name: str) -> Score:
   """Mean absolute difference of pixels in [0, 1], and the mean squared one."""
 
   def measure(fake: np.ndarray, real: np.ndarray) -> dict[str, float]:
-    difference = (fake.astype(np.float64) - real) / 255
-    return {"l1": float(np.abs(difference).mean()), "l2": float((difference**2).mean())}
+    return {"l1": pixels.l1(fake, real, peak=255), "l2": pixels.l2(fake, real, peak=255)}
 
   return _score(session, name, measure, {"scale": "0 to 1"})
 
@@ -121,7 +120,16 @@ def _score(
     samples=fake.digest,
     reference=real.digest,
     extractor=extractor,
-    details={**details, "pairs": len(ordered), "unpaired": unpaired, "mean": "frames, then clips"},
+    details={
+      "resize": "none",
+      "statistics": "float64",
+      "n_fake": len(ordered),
+      "n_real": len(ordered),
+      "pairs": len(ordered),
+      "unpaired": unpaired,
+      "mean": "frames, then clips",
+      **details,
+    },  # fmt: skip
   )
   return Score(values, record)
 

@@ -91,7 +91,8 @@ EXTRACTORS: dict[str, Weights] = {
   ),
   "clip": Weights(
     "vidgen.evals.extractors.clip:load_clip",
-    "a Hugging Face folder of CLIP: openai/clip-vit-base-patch32 is the usual one",
+    "a Hugging Face folder of CLIP, transformers' or open_clip's: openai/clip-vit-base-patch32 is"
+    " the usual one",
     option="crop",
   ),
   "dino": Weights(
@@ -238,7 +239,7 @@ METRICS: dict[str, Metric] = {
   "fd_panns": Metric(
     "vidgen.evals.sounds:fd_panns",
     "Frechet distance of sounds to a reference set, over Cnn14; not FAD",
-    media="audio", extractors=("cnn14",), tensor="embedding", keeps="moments",
+    media="audio", extractors=("cnn14",), tensor="embedding", keeps="moments", minimum=SMALL,
   ),
   "audio_kl": Metric(
     "vidgen.evals.sounds:audio_kl",

@@ -1,5 +1,6 @@
 """A session of scoring: sets, extractors and features that several metrics share, and records."""
 
+import collections
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,7 @@ EACH = {"video": "clip", "image": "frame", "audio": "sound"}
 READ_AS = {
   "video": "uint8 RGB decoded from files",
   "image": "uint8 RGB decoded from files",
-  "audio": "float32 decoded from files",
+  "audio": "float32 decoded from files; not of WAV: mono, 48 kHz",
   "samples": QUANTISATION,
 }
 # What extractors say of themselves that has a field of its own, or is the metric's to say.
@@ -151,6 +152,7 @@ class Session:
     """
     need = METRICS[name].media
     fake, real = self.media(self.samples_path(), need), self.media(self.reference_path(), need)
+    _refuse_repeated(fake, real)
     both = set(fake.names) & set(real.names)
     alone = [f"{s.where}: {i.label}" for s in (fake, real) for i in s.items if i.name not in both]
     if alone and not self.settings.allow_missing:
@@ -178,6 +180,7 @@ class Session:
     fake = self.media(self.samples_path(), METRICS[name].media)
     if METRICS[name].against == "pairs":
       fake = self.pairs(name)[0]
+    _refuse_repeated(fake)
     read = [fake.items[i] for i in np.unique(measured.owners)]
     if self.settings.prompts is None:
       found = {item.name: item.text() for item in read}
@@ -359,7 +362,7 @@ class Session:
   # records
 
   def guard(self, name: str, *counts: int) -> None:
-    """Refuses too few samples.
+    """Refuses too few samples, generated and real.
 
     Raises:
       DataError: says how many there are and how to have them scored all the same.
@@ -367,7 +370,8 @@ class Session:
     least = METRICS[name].minimum
     if min(counts) < least and not self.settings.allow_small:
       raise DataError(
-        f"{name} of {min(counts)} samples is mostly bias: {least:,} are needed in each set;"
+        f"{name} of {' and '.join(f'{n:,}' for n in counts)} samples is mostly bias: {least:,} are"
+        " needed in each set;"
         " --allow-small scores fewer"
       )
 
@@ -388,6 +392,9 @@ class Session:
     own = {k: v for k, v in about.items() if k not in RECORDED}
     sound = metric.media in ("audio", "votes")
     rule = {} if sound else self.rule(metric).protocol()
+    read: dict[str, Any] = {"tensor": metric.tensor} if metric.tensor else {}
+    if metric.media != "votes":
+      read["formats"] = self.media(self.samples_path(), metric.media).formats
     return Protocol(
       metric=name,
       extractor=extractor.name if extractor is not None else "none",
@@ -403,7 +410,7 @@ class Session:
       quantisation=READ_AS.get(metric.media, ""),
       value_range=(float(low), float(high)),
       samples=samples,
-      details=cfg.plain({**own, **rule, **details}),
+      details=cfg.plain({**read, **own, **rule, **details}),
     )
 
   def compatible(self, name: str, sampled: Facts, real: Facts) -> None:
@@ -412,11 +419,19 @@ class Session:
       same_clips(sampled, real, clips=METRICS[name].media == "video")
 
 
+def _refuse_repeated(*sets: MediaSet) -> None:
+  """Refuses items of one name, as shards may have, where the name says what belongs to an item."""
+  for media in sets:
+    times = collections.Counter(media.names)
+    if twice := next((name for name in times if times[name] > 1), None):
+      raise DataError(f"{media.where}: several items are called {twice!r}")
+
+
 def _only(media: MediaSet, names: set[str]) -> MediaSet:
   """The items of these names, in the order of their names."""
   items = sorted((i for i in media.items if i.name in names), key=lambda item: item.name)
   digest = media.digest if len(items) == len(media) else cfg.digest([media.digest, sorted(names)])
-  return MediaSet(media.where, tuple(items), digest)
+  return MediaSet(media.where, tuple(items), digest, media.formats)
 
 
 def _entry(key: Mapping[str, Any], measured: Measured) -> kept_files.Entry:

@@ -24,12 +24,16 @@ CONFIG = "config.json"
 MAX_CONFIG_BYTES = 1 << 20
 MAX_SIZE = 1 << 24
 SIZES = {
+  "context_length",
   "d_ff",
   "d_kv",
   "d_model",
+  "embed_dim",
+  "heads",
   "hidden_size",
   "image_size",
   "intermediate_size",
+  "layers",
   "max_position_embeddings",
   "num_attention_heads",
   "num_heads",
@@ -40,6 +44,7 @@ SIZES = {
   "relative_attention_max_distance",
   "relative_attention_num_buckets",
   "vocab_size",
+  "width",
 }
 
 Encode = Callable[[Any, jax.Array, jax.Array], jax.Array]
@@ -111,13 +116,13 @@ def load_text_encoder(
   return LoadedTextEncoder(apply, params)
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-  """The config.json of a Hugging Face folder.
+def read_config(folder: Path, *, file: str = CONFIG) -> dict[str, Any]:
+  """The config.json, or another file of that kind, of a Hugging Face folder.
 
   Raises:
     CheckpointError: it is missing, too large, or no JSON object.
   """
-  path = Path(folder) / CONFIG
+  path = Path(folder) / file
   try:
     if path.stat().st_size > MAX_CONFIG_BYTES:
       raise ValueError(f"more than {MAX_CONFIG_BYTES:,} bytes")
@@ -136,7 +141,11 @@ def build_network(
   """
   parts = [
     config,
-    *(config.get(f"{tower}_config{end}") for tower in ("text", "vision") for end in ("", "_dict")),
+    *(
+      config.get(f"{tower}{end}")
+      for tower in ("text", "vision")
+      for end in ("_config", "_config_dict", "_cfg")
+    ),
   ]
   for part in parts:
     for key in SIZES & set(part if isinstance(part, Mapping) else ()):

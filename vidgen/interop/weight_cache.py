@@ -6,7 +6,7 @@ at all, and the same bytes whoever writes it, so that processes need no lock. Ev
 and an entry that does not match its SHA-256 is made again, which stderr is told.
 
 Nothing is kept unless a folder is named, by an argument or by VIDGEN_WEIGHT_CACHE: an entry is as
-large as the weights. `default_folder` is the place the operating system has for it.
+large as the weights.
 
 The digest of a source reads all of it. It is remembered in the folder by path, size, inode and
 times of modification and of change; the last of these cannot be set back, as the others can.
@@ -41,12 +41,6 @@ VARIABLE = "VIDGEN_WEIGHT_CACHE"
 FORMAT = 1
 DIGESTS = "digests"
 MAX_NOTE_BYTES = 1 << 16
-
-
-def default_folder() -> Path:
-  """Where caches belong by the XDG rules: $XDG_CACHE_HOME or ~/.cache."""
-  home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-  return Path(home) / "vidgen" / "weights"
 
 
 def cache_folder(cache: str | Path | None) -> Path | None:

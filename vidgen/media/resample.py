@@ -13,6 +13,7 @@ from vidgen.media.audio import Sound
 
 RATES = (1_000, 768_000)  # accepted, per second: filters grow with the ratio of two rates
 _ROWS = 4096  # windows of samples held at once
+MOST_TAPS = 1 << 24  # of all phases: 128 MiB; rates in use share a factor and have far fewer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ def resample(
   float64.
 
   Raises:
-    DataError: a rate outside 1 to 768 kHz.
+    DataError: a rate outside 1 to 768 kHz, or two whose filter would take too much memory.
   """
   if source == target:
     return samples.astype(np.float32)
@@ -97,6 +98,8 @@ def _polyphase(source: int, target: int, filter: SincFilter):
   up, down = target // shared, source // shared
   scale = min(1.0, up / down)
   reach = math.ceil(filter.zeros / scale) + 1
+  if up * (2 * reach + 1) > MOST_TAPS:
+    raise DataError(f"sample rate {source}: too odd to be brought to {target} per second")
   fraction = (np.arange(up) * down % up / up)[:, None]
   t = (fraction - np.arange(-reach, reach + 1)) * scale
   window = np.i0(filter.beta * np.sqrt(np.maximum(0, 1 - (t / filter.zeros) ** 2)))

@@ -76,11 +76,15 @@ class PixelExtractor:
     parts = []
     for start in range(0, shape[0], self.batch_size):
       batch = np.asarray(media[start : start + self.batch_size])
-      missing = self.batch_size - len(batch)
-      filled = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)]) if missing else batch
-      features = self.run(self.params, filled)
+      features = self.run(self.params, filled(batch, self.batch_size))
       parts.append({k: np.asarray(v)[: len(batch)] for k, v in features.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def filled(batch: np.ndarray, size: int) -> np.ndarray:
+  """A batch of `size`, the last sample repeated, so that one program serves every batch."""
+  missing = size - len(batch)
+  return np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)]) if missing else batch
 
 
 def random_params(like: Any, *, seed: int) -> Any:

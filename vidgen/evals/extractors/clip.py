@@ -11,17 +11,19 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from vidgen.errors import ConfigError
+from vidgen.errors import CheckpointError, ConfigError
 from vidgen.evals.extractors import PixelExtractor
 from vidgen.evals.extractors.crop import Crop
 from vidgen.inputs.text import Tokenizer, tokenize
 from vidgen.inputs.tokenizers import load_tokenizer
 from vidgen.interop.layouts.clip import clip_from_hf, clip_layout
+from vidgen.interop.layouts.open_clip import Unfused, clip_from_open_clip, open_clip_layout
 from vidgen.interop.networks import load_network
-from vidgen.interop.text_encoders import build_network, read_config
+from vidgen.interop.text_encoders import CONFIG, build_network, read_config
 from vidgen.interop.weight_files import open_weights
 from vidgen.models.clip import CLIP
 
+OPEN_CLIP = "open_clip_config.json"
 MEAN = 0.48145466, 0.4578275, 0.40821073
 STD = 0.26862954, 0.26130258, 0.27577711
 
@@ -71,23 +73,41 @@ def crop_of(network: CLIP, name: str) -> Crop:
 
 
 def load_clip(folder: str | Path, *, crop: str = "openai", batch_size: int = 16) -> CLIPExtractor:
-  """CLIP of a Hugging Face folder: config, weights and tokenizer of both towers.
+  """CLIP of a folder from the hub: config, weights and tokenizer of both towers.
+
+  The config is transformers' config.json or, where that is missing, open_clip's.
 
   Raises:
     ConfigError: an unknown crop, or no tokenizer there.
-    CheckpointError: no CLIP there, or a damaged one.
+    CheckpointError: no CLIP there, a damaged one, or one that pictures reach by another mean.
   """
   folder = Path(folder)
-  network: CLIP = build_network(folder, read_config(folder), clip_from_hf, dtype="float32")
   weights = open_weights(folder)
+  if (folder / OPEN_CLIP).is_file() and not (folder / CONFIG).is_file():
+    network: CLIP = build_network(folder, _open_clip(folder), clip_from_open_clip, dtype="float32")
+    params = load_network(Unfused(weights), network, open_clip_layout(network))
+  else:
+    network = build_network(folder, read_config(folder), clip_from_hf, dtype="float32")
+    params = load_network(weights, network, clip_layout(network))
   return clip_extractor(
     network,
-    load_network(weights, network, clip_layout(network)),
+    params,
     digest=weights.digest,
     tokenizer=load_tokenizer(folder),
     crop=crop,
     batch_size=batch_size,
   )
+
+
+def _open_clip(folder: Path) -> dict[str, Any]:
+  config = read_config(folder, file=OPEN_CLIP)
+  model, pictures = config.get("model_cfg"), config.get("preprocess_cfg", {})
+  if not isinstance(model, dict) or not isinstance(pictures, dict):
+    raise CheckpointError(f"{folder / OPEN_CLIP}: no model_cfg and preprocess_cfg in it")
+  for key, known in (("mean", MEAN), ("std", STD)):
+    if pictures.get(key, list(known)) != list(known):
+      raise CheckpointError(f"{folder / OPEN_CLIP}: its {key} is not that of CLIP's pictures")
+  return model
 
 
 def clip_extractor(

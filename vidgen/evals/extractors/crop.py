@@ -39,6 +39,7 @@ class Crop:
     return (x / 255.0 - jnp.asarray(self.mean)) / jnp.asarray(self.std)
 
   def facts(self) -> dict[str, Any]:
-    """Plain values for a protocol record."""
+    """Plain values for a protocol record; `value_range` is that of what `mean` is taken from."""
     facts = dataclasses.asdict(self)
+    facts |= {"resize": facts.pop("kernel"), "value_range": [0.0, 1.0]}
     return facts | {"mean": list(self.mean), "std": list(self.std)}

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from vidgen.errors import ConfigError, DataError
+from vidgen.evals.extractors import filled
 from vidgen.interop.layout import load_params
 from vidgen.interop.layouts.lpips import Joined, lpips_layout
 from vidgen.interop.weight_files import open_weights
@@ -51,10 +52,8 @@ class PairDistance:
     parts = []
     for start in range(0, len(a), self.batch_size):
       pair = [np.asarray(x[start : start + self.batch_size]) for x in (a, b)]
-      count = len(pair[0])
-      more = self.batch_size - count
-      pair = [np.concatenate([x, np.repeat(x[-1:], more, axis=0)]) if more else x for x in pair]
-      parts.append(np.asarray(self.run(self.params, *pair))[:count])
+      found = self.run(self.params, *(filled(x, self.batch_size) for x in pair))
+      parts.append(np.asarray(found)[: len(pair[0])])
     return np.concatenate(parts)
 
 
