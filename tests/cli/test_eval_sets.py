@@ -149,3 +149,17 @@ def test_votes_need_no_samples(tmp_path, capsys):
   (tmp_path / "v.csv").write_text("item,vote\na,ours\nb,theirs\nc,ours\nd,tie\n")
   assert main(["eval", "--metrics", "win_rate", "--votes", str(tmp_path / "v.csv")]) == 0
   assert re.search(r"net +25\n", capsys.readouterr().out)
+
+
+def test_scores_before_one_that_fails_are_kept(folders, tmp_path, capsys):
+  out = tmp_path / "scores.json"
+  # 6 clips are too few for FVD, which is only known when psnr is done
+  assert evaluate(folders, "--json", out, metrics="psnr,fvd") == 3
+  said = capsys.readouterr()
+  assert "psnr" in said.out and "--allow-small" in said.err
+  assert list(json.loads(out.read_text())["scores"]) == ["psnr"]
+
+
+def test_a_convention_of_what_is_not_asked_for_is_refused(folders, capsys):
+  assert evaluate(folders, "--convention", "kid=whole", metrics="psnr", weights=False) == 2
+  assert "--convention 'kid': known are psnr" in capsys.readouterr().err

@@ -153,7 +153,14 @@ def _run(args: argparse.Namespace, names: list[str], settings: Any, earlier: Any
     if jax.process_count() > 1:
       raise ConfigError("--workdir samples in one process; sample first, then score in several")
     _sample(args)
-  scores = {name: session.score(name) for name in names}
+  scores: dict[str, Any] = {}
+  try:
+    for name in names:
+      scores[name] = session.score(name)
+  except Exception:
+    if scores and not jax.process_index():  # hours of work, perhaps
+      _say(scores, {}, args.json)
+    raise
   changes: dict[str, dict[str, float]] = {}
   refused: list[str] = []
   for name in names if earlier else ():
@@ -231,13 +238,15 @@ def _sample(args: argparse.Namespace) -> None:
 def _settings(args: argparse.Namespace) -> Any:
   from vidgen.cli.progress import Progress
   from vidgen.evals.clips import ClipRule
-  from vidgen.evals.registry import EXTRACTORS, METRICS, weight_names
+  from vidgen.evals.registry import METRICS, parse_metrics, weight_names
   from vidgen.evals.settings import Settings, parse_pairs
 
   if args.workdir is not None and args.samples is None:
     args.samples = args.workdir / "eval" / "samples"
   weights = parse_pairs("--weights", args.weights, known=weight_names())
-  known = tuple(dict.fromkeys((*METRICS, *EXTRACTORS)))
+  asked = parse_metrics(args.metrics)
+  extractors = (name for metric in asked for name in METRICS[metric].extractors)
+  known = tuple(dict.fromkeys((*asked, *extractors)))
   return Settings(
     samples=args.samples,
     reference=args.reference,

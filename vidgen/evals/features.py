@@ -16,6 +16,7 @@ from vidgen.evals.moments import Moments, gathered
 from vidgen.media.audio import Sound
 
 BLOCK = 8  # items; the same for all, so that nothing depends on who works
+CLIPS = 1  # the same, of clips every frame of which is read: those may be long
 FPS_TOLERANCE = 0.005  # relative; clocks of some files are coarse
 
 
@@ -141,10 +142,13 @@ def visit(
     item = media.items[index]
     return read_sound(item) if each == "sound" else read_frames(item, rule)
 
+  whole_clips = each == "frame" and any(i.kind == "video" or len(i.parts) > 1 for i in media.items)
+  size = CLIPS if whole_clips else BLOCK
+
   def run() -> None:
-    share = share_of(len(media), size=BLOCK)
+    share = share_of(len(media), size=size)
     progress(0, share)
-    for block in each_block(len(media), read=read or read_item, work=work, size=BLOCK):
+    for block in each_block(len(media), read=read or read_item, work=work, size=size):
       problems.extend(block.problems)
       if block.result is not None:
         shapes.extend(block.result.shapes)
