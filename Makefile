@@ -59,6 +59,8 @@ head-to-head:  ## against torch on the CPU; Python 3.11
 	.venv-oracle/bin/pip install --quiet --editable '.[data,oracle]'
 	.venv-oracle/bin/python -m vidgen.dist.flags .venv-oracle/bin/python benchmarks/wan.py --works forward --json benchmarks/results/wan_forward.json
 	.venv-oracle/bin/python -m vidgen.dist.flags .venv-oracle/bin/python benchmarks/wan.py --works train --json benchmarks/results/wan_train.json
+	.venv-oracle/bin/python -m vidgen.dist.flags .venv-oracle/bin/python benchmarks/features.py --json benchmarks/results/i3d_features.json
+	.venv-oracle/bin/python -m vidgen.dist.flags .venv-oracle/bin/python benchmarks/encoders.py --json benchmarks/results/t5_encoder.json
 
 plans: compilers
 	for f in configs/*/*.plans.json; do $(BIN)/vidgen plan --recorded $$f || exit 1; done
