@@ -13,29 +13,23 @@ told to, so that they take turns (see `wan.py`, whose rules on threads, ratios a
 """
 
 import argparse
-import contextlib
-import importlib.metadata
 import json
-import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import wan
+import turns
 
 ENTRANTS = ("vidgen", "torch", "torch.compile")
 SIZES = {"d_model": 768, "num_layers": 12, "num_heads": 12, "d_kv": 64, "d_ff": 2048}
 VOCABULARY = 32128
 TOLERANCE = 1e-4
 OUTPUT = "expected.npy"
-
-Encode = Callable[[], np.ndarray]
+WARMUP = 3
 
 
 def texts(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
@@ -47,7 +41,7 @@ def texts(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
 
 
 def vidgen_entrant(folder: str, args: argparse.Namespace) -> dict[str, Any]:
-  """What `serve` needs: "encode", "parameters", "compile_seconds"."""
+  """What `turns.serve` needs: "step", "parameters", "compile_seconds"."""
   import jax
 
   from vidgen.interop import load_text_encoder
@@ -62,7 +56,7 @@ def vidgen_entrant(folder: str, args: argparse.Namespace) -> dict[str, Any]:
   def encode() -> np.ndarray:
     return np.asarray(program(*given))
 
-  return {"encode": encode, "parameters": parameters, "compile_seconds": seconds}
+  return {"step": encode, "parameters": parameters, "compile_seconds": seconds}
 
 
 def torch_entrant(folder: str, args: argparse.Namespace, *, compiled: bool) -> dict[str, Any]:
@@ -85,7 +79,7 @@ def torch_entrant(folder: str, args: argparse.Namespace, *, compiled: bool) -> d
     encode()
     seconds = time.perf_counter() - begin
   parameters = sum(p.numel() for p in model.parameters())
-  return {"encode": encode, "parameters": parameters, "compile_seconds": seconds}
+  return {"step": encode, "parameters": parameters, "compile_seconds": seconds}
 
 
 def write_model(folder: str, args: argparse.Namespace) -> None:
@@ -96,32 +90,22 @@ def write_model(folder: str, args: argparse.Namespace) -> None:
   torch.manual_seed(0)
   config = transformers.T5Config(vocab_size=VOCABULARY, feed_forward_proj="gated-gelu", **SIZES)
   transformers.T5EncoderModel(config).save_pretrained(folder)
-  expected = torch_entrant(folder, args, compiled=False)["encode"]()
+  expected = torch_entrant(folder, args, compiled=False)["step"]()
   np.save(Path(folder) / OUTPUT, expected)
 
 
-def serve(args: argparse.Namespace) -> None:
-  """The life of an entrant: says that it is ready, and encodes for each line it gets."""
-  answers = os.fdopen(os.dup(1), "w", buffering=1)
-  os.dup2(2, 1)  # what libraries print is no answer
-  entrant, folder = args.serve
-  if entrant == "model":
-    return write_model(folder, args)
-  bare = wan.peak_rss()
-  if entrant == "vidgen":
+def entrant(args: argparse.Namespace) -> dict[str, Any]:
+  """The one that `--serve` names, if it computes what the model's writer did."""
+  name, folder = args.serve
+  if name == "vidgen":
     made = vidgen_entrant(folder, args)
   else:
-    made = torch_entrant(folder, args, compiled=entrant == "torch.compile")
-  encode: Encode = made.pop("encode")
-  mask, expected = texts(args)[1], np.load(Path(folder) / OUTPUT)
-  for _ in range(wan.WARMUP):
-    difference = float(np.abs(encode() - expected)[mask].max())
-  print(json.dumps(made | {"bare_bytes": bare, "difference": difference}), file=answers)
-  for _ in sys.stdin:
-    begin, used = time.perf_counter(), time.process_time()
-    encode()
-    times = {"seconds": time.perf_counter() - begin, "cpu_seconds": time.process_time() - used}
-    print(json.dumps(times | {"peak_bytes": wan.peak_rss()}), file=answers)
+    made = torch_entrant(folder, args, compiled=name == "torch.compile")
+  expected = np.load(Path(folder) / OUTPUT)
+  difference = float(np.abs(made["step"]() - expected)[texts(args)[1]].max())
+  if difference > TOLERANCE:
+    raise SystemExit(f"{name}: outputs differ by {difference}")
+  return made | {"difference": difference}
 
 
 def command(name: str, folder: str, args: argparse.Namespace) -> list[str]:
@@ -130,99 +114,27 @@ def command(name: str, folder: str, args: argparse.Namespace) -> list[str]:
   return [sys.executable, __file__, "--serve", name, folder, *sizes]
 
 
-class Entrant(wan.Entrant):
-  """One entrant's process; a batch for each call of `time`."""
-
-  def __init__(self, name: str, words: list[str]):
-    self._process = subprocess.Popen(
-      words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    self.name = name
-    self.facts = self._answer()
-    if self.facts["difference"] > TOLERANCE:
-      raise SystemExit(f"{name}: outputs differ by {self.facts['difference']}")
-
-
-def compare(folder: str, args: argparse.Namespace) -> dict[str, Any]:
-  """Figures of every entrant, and vidgen's ratio to each other one."""
-  with contextlib.ExitStack() as stack:
-    entrants = []
-    for name in args.entrants:
-      entrants.append(Entrant(name, command(name, folder, args)))
-      stack.callback(entrants[-1].close)
-    times: dict[str, list[tuple[float, float]]] = {entrant.name: [] for entrant in entrants}
-    for turn in range(args.rounds):
-      for entrant in entrants if turn % 2 == 0 else reversed(entrants):
-        times[entrant.name].append(entrant.time())
-  figures = {}
-  for entrant in entrants:
-    clock, cpu = zip(*times[entrant.name], strict=True)
-    figures[entrant.name] = {
-      **entrant.facts,
-      "median_seconds": statistics.median(clock),
-      "least_seconds": min(clock),
-      "most_seconds": max(clock),
-      "median_cpu_seconds": statistics.median(cpu),
-      "seconds": clock,
-      "cpu_seconds": cpu,
-    }
-  others = [name for name in times if name != "vidgen" and "vidgen" in times]
-
-  def ratios(key: str) -> dict[str, float]:
-    return {name: figures["vidgen"][key] / figures[name][key] for name in others}
-
-  return {
-    "entrants": figures,
-    "vidgen_over": ratios("median_seconds"),
-    "vidgen_over_cpu": ratios("median_cpu_seconds"),
-    "vidgen_over_memory": ratios("peak_bytes"),
-  }
-
-
 def main() -> None:
   """Runs, prints, and writes the figures."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--entrants", nargs="+", choices=ENTRANTS, default=list(ENTRANTS))
-  parser.add_argument("--rounds", type=int, default=15, help="batches of each (default: 15)")
-  parser.add_argument("--batch", type=int, default=8, help="texts (default: 8)")
+  turns.add_arguments(parser, entrants=ENTRANTS, rounds=15, batch=8)
   parser.add_argument("--length", type=int, default=128, help="tokens of a text (default: 128)")
-  parser.add_argument("--threads", type=int, default=2, help="cores (default: 2)")
-  parser.add_argument("--json", metavar="FILE", help="write the figures there")
-  parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
   args = parser.parse_args()
+  if args.serve and args.serve[0] == "model":
+    return write_model(args.serve[1], args)
   if args.serve:
-    return serve(args)
-  cores = sorted(os.sched_getaffinity(0))[: args.threads]
-  os.sched_setaffinity(0, cores)  # inherited by the entrants
-  os.environ |= {"OMP_NUM_THREADS": str(args.threads), "JAX_PLATFORMS": "cpu"}
-  os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    return turns.serve(lambda: entrant(args), warmup=WARMUP)
+  machine = turns.pinned(args.threads)
   with tempfile.TemporaryDirectory() as folder:
     subprocess.run(command("model", folder, args), check=True)
-    found = compare(folder, args)
-  results = {
-    "cpu": wan.cpu_model(),
-    "cores": len(cores),
-    "versions": wan.versions() | {"transformers": importlib.metadata.version("transformers")},
-    "environment": {n: os.environ.get(n, "") for n in wan.ENVIRONMENT},
-    "batch": args.batch,
-    "length": args.length,
-    "rounds": args.rounds,
-    **found,
-  }
-  for name, figures in found["entrants"].items():
-    ratio = found["vidgen_over"].get(name)
-    print(
-      f"{name:14s} median {figures['median_seconds'] * 1e3:8.1f} ms "
-      f"({figures['least_seconds'] * 1e3:.1f} to {figures['most_seconds'] * 1e3:.1f})  "
-      f"peak {figures['peak_bytes'] / 2**20:6.0f} MiB  compiled in "
-      f"{figures['compile_seconds']:5.1f} s  {figures['parameters']:,} parameters"
-      + (f"  vidgen takes {ratio:.3f} of it" if ratio else "")
-      + (f" ({found['vidgen_over_cpu'][name]:.3f} of the CPU time)" if ratio else "")
-    )
+    commands = {name: command(name, folder, args) for name in args.entrants}
+    found = turns.compare(commands, rounds=args.rounds)
+  print("\n".join(turns.lines(found)))
   if args.json:
-    Path(args.json).write_text(json.dumps(results, indent=2) + "\n")
+    asked = {key: getattr(args, key) for key in ("batch", "length", "rounds")}
+    Path(args.json).write_text(json.dumps({**machine, **asked, **found}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

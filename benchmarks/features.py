@@ -15,23 +15,18 @@ the peak of the process, imports and compiler included.
 """
 
 import argparse
-import contextlib
 import json
-import os
-import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from wan import Step, cpu_model, peak_rss, versions
+import turns
 
 WORKS = ("64", "224")
 ENTRANTS = ("vidgen", "torch", "torch channels last")
 FRAMES = 16
 WARMUP = 2
-ENVIRONMENT = ("XLA_FLAGS", "GLIBC_TUNABLES", "OMP_WAIT_POLICY")
 FIXTURES = Path(__file__).resolve().parent.parent / "tests" / "fixtures"
 
 
@@ -44,7 +39,7 @@ def clips(work: str, args: argparse.Namespace) -> Any:
 
 
 def vidgen_entrant(work: str, args: argparse.Namespace) -> dict[str, Any]:
-  """What `serve` needs: "step", "compile_seconds"."""
+  """What `turns.serve` needs: "step", "compile_seconds"."""
   from vidgen.evals.extractors.i3d import i3d_extractor, random_i3d
 
   extractor = i3d_extractor(random_i3d(0), digest="", weights="random", batch_size=args.batch)
@@ -82,93 +77,10 @@ def torch_entrant(work: str, args: argparse.Namespace, *, layout: str) -> dict[s
   return {"step": step, "compile_seconds": 0.0}
 
 
-def serve(args: argparse.Namespace) -> None:
-  """The life of an entrant: says that it is ready, and makes a step for each line it gets."""
-  answers = os.fdopen(os.dup(1), "w", buffering=1)
-  os.dup2(2, 1)  # what libraries print is no answer
-  entrant, work = args.serve
-  begun = peak_rss()
-  make = vidgen_entrant if entrant == "vidgen" else None
-  made = make(work, args) if make else torch_entrant(work, args, layout=entrant)
-  step: Step = made.pop("step")
-  for _ in range(WARMUP):
-    step()
-  print(json.dumps(made | {"bare_bytes": begun}), file=answers)
-  for _ in sys.stdin:
-    begin, used = time.perf_counter(), time.process_time()
-    step()
-    times = {"seconds": time.perf_counter() - begin, "cpu_seconds": time.process_time() - used}
-    print(json.dumps(times | {"peak_bytes": peak_rss()}), file=answers)
-
-
-class Entrant:
-  """One entrant's process; a step for each call of `time`."""
-
-  def __init__(self, name: str, work: str, args: argparse.Namespace):
-    python = sys.executable if name == "vidgen" else args.torch_python
-    given = ["--serve", name, work, "--threads", str(args.threads), "--batch", str(args.batch)]
-    self._process = subprocess.Popen(
-      [python, __file__, *given], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    self.name = name
-    self.facts = self._answer()
-
-  def _answer(self) -> dict[str, Any]:
-    assert self._process.stdout
-    line = self._process.stdout.readline()
-    if not line:
-      raise SystemExit(f"{self.name} ended with {self._process.wait()}; its message is above")
-    return json.loads(line)
-
-  def time(self) -> tuple[float, float]:
-    """Seconds of one step: by the clock, and of all threads on the cores."""
-    assert self._process.stdin
-    self._process.stdin.write("\n")
-    self._process.stdin.flush()
-    answer = self._answer()
-    self.facts["peak_bytes"] = answer["peak_bytes"]
-    return answer["seconds"], answer["cpu_seconds"]
-
-  def close(self) -> None:
-    """Ends it."""
-    self._process.communicate()
-
-
-def compare(work: str, args: argparse.Namespace) -> dict[str, Any]:
-  """Figures of every entrant at `work`, and vidgen's ratio to each other one."""
-  with contextlib.ExitStack() as stack:
-    entrants = []
-    for name in args.entrants:
-      entrants.append(Entrant(name, work, args))
-      stack.callback(entrants[-1].close)
-    times: dict[str, list[tuple[float, float]]] = {entrant.name: [] for entrant in entrants}
-    for turn in range(args.rounds):
-      for entrant in entrants if turn % 2 == 0 else reversed(entrants):
-        times[entrant.name].append(entrant.time())
-  figures = {}
-  for entrant in entrants:
-    clock, cpu = zip(*times[entrant.name], strict=True)
-    figures[entrant.name] = {
-      **entrant.facts,
-      "median_seconds": statistics.median(clock),
-      "least_seconds": min(clock),
-      "most_seconds": max(clock),
-      "median_cpu_seconds": statistics.median(cpu),
-      "clips_per_second": args.batch / statistics.median(clock),
-      "seconds": clock,
-      "cpu_seconds": cpu,
-    }
-  others = [name for name in times if name != "vidgen" and "vidgen" in times]
-
-  def ratios(key: str) -> dict[str, float]:
-    return {name: figures["vidgen"][key] / figures[name][key] for name in others}
-
-  return {
-    "entrants": figures,
-    "vidgen_over": ratios("median_seconds"),
-    "vidgen_over_least": ratios("least_seconds"),
-    "vidgen_over_cpu": ratios("median_cpu_seconds"),
-  }
+def entrant(args: argparse.Namespace) -> dict[str, Any]:
+  """The one that `--serve` names."""
+  name, work = args.serve
+  return vidgen_entrant(work, args) if name == "vidgen" else torch_entrant(work, args, layout=name)
 
 
 def main() -> None:
@@ -176,43 +88,31 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
+  turns.add_arguments(parser, entrants=ENTRANTS, rounds=9, batch=1)
   parser.add_argument("--works", nargs="+", choices=WORKS, default=list(WORKS))
-  parser.add_argument("--entrants", nargs="+", choices=ENTRANTS, default=list(ENTRANTS))
-  parser.add_argument("--rounds", type=int, default=9, help="steps of each (default: 9)")
-  parser.add_argument("--batch", type=int, default=1, help="clips a step (default: 1)")
-  parser.add_argument("--threads", type=int, default=2, help="cores (default: 2)")
   parser.add_argument("--torch-python", default=sys.executable, help="the Python that has torch")
-  parser.add_argument("--json", metavar="FILE", help="write the figures there")
-  parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
   args = parser.parse_args()
   if args.serve:
-    return serve(args)
-  cores = sorted(os.sched_getaffinity(0))[: args.threads]
-  os.sched_setaffinity(0, cores)  # inherited by the entrants
-  os.environ |= {"OMP_NUM_THREADS": str(args.threads), "JAX_PLATFORMS": "cpu"}
-  os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    return turns.serve(lambda: entrant(args), warmup=WARMUP)
   results: dict[str, Any] = {
-    "cpu": cpu_model(),
-    "cores": len(cores),
-    "versions": versions(),
-    "environment": {n: os.environ.get(n, "") for n in ENVIRONMENT},
+    **turns.pinned(args.threads),
     "batch": args.batch,
     "frames": FRAMES,
     "rounds": args.rounds,
     "works": {},
   }
+  given = [f"--threads={args.threads}", f"--batch={args.batch}"]
   for work in args.works:
-    results["works"][work] = found = compare(work, args)
-    for name, figures in found["entrants"].items():
-      ratio = found["vidgen_over"].get(name)
-      print(
-        f"{work:4s} {name:20s} median {figures['median_seconds'] * 1e3:8.1f} ms "
-        f"({figures['least_seconds'] * 1e3:.1f} to {figures['most_seconds'] * 1e3:.1f})  "
-        f"CPU {figures['median_cpu_seconds'] * 1e3:8.1f} ms  "
-        f"peak {figures['peak_bytes'] / 2**20:6.0f} MiB"
-        + (f"  vidgen takes {ratio:.3f} of it" if ratio else "")
-        + (f" ({found['vidgen_over_cpu'][name]:.3f} of the CPU time)" if ratio else "")
-      )
+    commands = {
+      name: [
+        sys.executable if name == "vidgen" else args.torch_python,
+        *(__file__, "--serve", name, work, *given),
+      ]
+      for name in args.entrants
+    }
+    results["works"][work] = found = turns.compare(commands, rounds=args.rounds)
+    for line in turns.lines(found):
+      print(f"{work:4s} {line}")
     if args.json:
       Path(args.json).write_text(json.dumps(results, indent=2) + "\n")
 

@@ -25,18 +25,13 @@ peak of the process, imports and compiler included.
 """
 
 import argparse
-import contextlib
-import importlib.metadata
 import json
-import os
-import platform
-import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import turns
 
 WORKS = ("forward", "train")
 ENTRANTS = ("vidgen", "torch", "torch.compile")
@@ -45,13 +40,10 @@ FRAMES, SIDE, CHANNELS, WORDS = 5, 16, 16, 64
 RATE, B1, B2, EPS, DECAY, CLIP, EMA = 1e-4, 0.9, 0.95, 1e-8, 0.01, 1.0, 0.999
 UNROLL = {"forward": 1, "train": LAYERS}  # layers of one turn of vidgen's scan
 WARMUP = 3
-ENVIRONMENT = ("XLA_FLAGS", "GLIBC_TUNABLES", "OMP_WAIT_POLICY")  # what may move the times
-
-Step = Callable[[], None]
 
 
 def vidgen_entrant(work: str, args: argparse.Namespace) -> dict[str, Any]:
-  """What `serve` needs: "step", "parameters", "compile_seconds"."""
+  """What `turns.serve` needs: "step", "parameters", "compile_seconds"."""
   import jax
   import numpy as np
 
@@ -206,119 +198,12 @@ def torch_entrant(work: str, args: argparse.Namespace, *, compiled: bool) -> dic
   return {"step": step, "parameters": parameters, "compile_seconds": seconds}
 
 
-def serve(args: argparse.Namespace) -> None:
-  """The life of an entrant: says that it is ready, and makes a step for each line it gets."""
-  answers = os.fdopen(os.dup(1), "w", buffering=1)
-  os.dup2(2, 1)  # what libraries print is no answer
-  entrant, work = args.serve
-  begun = peak_rss()
-  if entrant == "vidgen":
-    made = vidgen_entrant(work, args)
-  else:
-    made = torch_entrant(work, args, compiled=entrant == "torch.compile")
-  step: Step = made.pop("step")
-  for _ in range(WARMUP):
-    step()
-  print(json.dumps(made | {"bare_bytes": begun}), file=answers)
-  for _ in sys.stdin:
-    begin, used = time.perf_counter(), time.process_time()
-    step()
-    times = {"seconds": time.perf_counter() - begin, "cpu_seconds": time.process_time() - used}
-    print(json.dumps(times | {"peak_bytes": peak_rss()}), file=answers)
-
-
-def peak_rss() -> int:
-  """The most memory this process has held, in bytes."""
-  for line in Path("/proc/self/status").read_text().splitlines():
-    if line.startswith("VmHWM:"):
-      return int(line.split()[1]) * 1024
-  raise OSError("/proc/self/status has no VmHWM")
-
-
-class Entrant:
-  """One entrant's process; a step for each call of `time`."""
-
-  def __init__(self, name: str, work: str, arguments: list[str]):
-    command = [sys.executable, __file__, "--serve", name, work, *arguments]
-    self._process = subprocess.Popen(
-      command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    self.name = name
-    self.facts = self._answer()
-
-  def _answer(self) -> dict[str, Any]:
-    assert self._process.stdout
-    line = self._process.stdout.readline()
-    if not line:
-      raise SystemExit(f"{self.name} ended with {self._process.wait()}; its message is above")
-    return json.loads(line)
-
-  def time(self) -> tuple[float, float]:
-    """Seconds of one step: by the clock, and of all threads on the cores."""
-    assert self._process.stdin
-    self._process.stdin.write("\n")
-    self._process.stdin.flush()
-    answer = self._answer()
-    self.facts["peak_bytes"] = answer["peak_bytes"]
-    return answer["seconds"], answer["cpu_seconds"]
-
-  def close(self) -> None:
-    """Ends it."""
-    self._process.communicate()
-
-
-def compare(work: str, names: list[str], args: argparse.Namespace) -> dict[str, Any]:
-  """Figures of every entrant at `work`, and vidgen's ratio to each other one."""
-  arguments = ["--threads", str(args.threads), "--batch", str(args.batch)]
-  arguments += ["--swiglu", str(args.swiglu), "--unroll", str(args.unroll)]
-  with contextlib.ExitStack() as stack:
-    entrants = []
-    for name in names:
-      entrants.append(Entrant(name, work, arguments))
-      stack.callback(entrants[-1].close)
-    times: dict[str, list[tuple[float, float]]] = {entrant.name: [] for entrant in entrants}
-    for turn in range(args.rounds):
-      for entrant in entrants if turn % 2 == 0 else reversed(entrants):
-        times[entrant.name].append(entrant.time())
-  figures = {}
-  for entrant in entrants:
-    clock, cpu = zip(*times[entrant.name], strict=True)
-    figures[entrant.name] = {
-      **entrant.facts,
-      "median_seconds": statistics.median(clock),
-      "least_seconds": min(clock),
-      "most_seconds": max(clock),
-      "median_cpu_seconds": statistics.median(cpu),
-      "seconds": clock,
-      "cpu_seconds": cpu,
-    }
-  others = [name for name in times if name != "vidgen" and "vidgen" in times]
-
-  def ratios(key: str) -> dict[str, float]:
-    return {name: figures["vidgen"][key] / figures[name][key] for name in others}
-
-  return {
-    "entrants": figures,
-    "vidgen_over": ratios("median_seconds"),
-    "vidgen_over_cpu": ratios("median_cpu_seconds"),
-  }
-
-
-def versions() -> dict[str, str]:
-  """Of Python and of what takes part."""
-  found = {"python": platform.python_version()}
-  for name in ("vidgen", "jax", "jaxlib", "flax", "optax", "torch", "diffusers"):
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-      found[name] = importlib.metadata.version(name)
-  return found
-
-
-def cpu_model() -> str:
-  """As the system names it."""
-  for line in Path("/proc/cpuinfo").read_text().splitlines():
-    if line.startswith("model name"):
-      return line.partition(":")[2].strip()
-  return platform.machine()
+def entrant(args: argparse.Namespace) -> dict[str, Any]:
+  """The one that `--serve` names."""
+  name, work = args.serve
+  if name == "vidgen":
+    return vidgen_entrant(work, args)
+  return torch_entrant(work, args, compiled=name == "torch.compile")
 
 
 def main() -> None:
@@ -326,44 +211,26 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
+  turns.add_arguments(parser, entrants=ENTRANTS, rounds=11, batch=1)
   parser.add_argument("--works", nargs="+", choices=WORKS, default=list(WORKS))
-  parser.add_argument("--entrants", nargs="+", choices=ENTRANTS, default=list(ENTRANTS))
-  parser.add_argument("--rounds", type=int, default=11, help="steps of each (default: 11)")
-  parser.add_argument("--batch", type=int, default=1, help="clips (default: 1)")
-  parser.add_argument("--threads", type=int, default=2, help="cores (default: 2)")
   parser.add_argument("--swiglu", type=int, default=SWIGLU, help="vidgen's MLP width")
   parser.add_argument("--unroll", type=int, default=0, help="of vidgen's scan, instead of UNROLL")
-  parser.add_argument("--json", metavar="FILE", help="write the figures there")
-  parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
   args = parser.parse_args()
   if args.serve:
-    return serve(args)
-  cores = sorted(os.sched_getaffinity(0))[: args.threads]
-  os.sched_setaffinity(0, cores)  # inherited by the entrants
-  os.environ |= {"OMP_NUM_THREADS": str(args.threads), "JAX_PLATFORMS": "cpu"}
-  os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    return turns.serve(lambda: entrant(args), warmup=WARMUP)
   results = {
-    "cpu": cpu_model(),
-    "cores": len(cores),
-    "versions": versions(),
-    "environment": {n: os.environ.get(n, "") for n in ENVIRONMENT},
+    **turns.pinned(args.threads),
     "batch": args.batch,
     "tokens": FRAMES * (SIDE // 2) ** 2,
     "rounds": args.rounds,
     "works": {},
   }
+  given = [f"--{key}={getattr(args, key)}" for key in ("threads", "batch", "swiglu", "unroll")]
   for work in args.works:
-    results["works"][work] = found = compare(work, args.entrants, args)
-    for name, figures in found["entrants"].items():
-      ratio = found["vidgen_over"].get(name)
-      print(
-        f"{work:8s} {name:14s} median {figures['median_seconds'] * 1e3:8.1f} ms "
-        f"({figures['least_seconds'] * 1e3:.1f} to {figures['most_seconds'] * 1e3:.1f})  "
-        f"peak {figures['peak_bytes'] / 2**20:6.0f} MiB  compiled in "
-        f"{figures['compile_seconds']:5.1f} s  {figures['parameters']:,} parameters"
-        + (f"  vidgen takes {ratio:.3f} of it" if ratio else "")
-        + (f" ({found['vidgen_over_cpu'][name]:.3f} of the CPU time)" if ratio else "")
-      )
+    commands = {n: [sys.executable, __file__, "--serve", n, work, *given] for n in args.entrants}
+    results["works"][work] = found = turns.compare(commands, rounds=args.rounds)
+    for line in turns.lines(found):
+      print(f"{work:8s} {line}")
     if args.json:
       Path(args.json).write_text(json.dumps(results, indent=2) + "\n")
 
