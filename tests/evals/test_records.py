@@ -65,7 +65,7 @@ def networks():
   found = {name: dataclasses.replace(one, run=seen) for name, one in video.items()}
   lpips = lpips_distance({}, digest="d" * 64)
   found["lpips"] = dataclasses.replace(lpips, run=lambda p, a, b: jnp.ones(len(a)))
-  embed = lambda p, x: heard(p, x)["embedding"]  # noqa: E731
+  embed = lambda p, x: heard(p, x)["embedding"]  # noqa: E731 (one line)
   found["vggish"] = VGGishExtractor({}, "d" * 64, embed, output="linear", width=4)
   sizes = {"embedding": 4, "logits": 4}
   found["cnn14"] = Cnn14Extractor({}, "d" * 64, heard, convention="panns", sizes=sizes)

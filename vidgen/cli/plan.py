@@ -75,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
   if args.encoder:
     if args.config or args.overrides:
       raise ConfigError("--encoder is planned without a --config, and nothing overrides it")
+    if args.sweep or args.bucket or args.program != "train":
+      raise ConfigError("--encoder has no --sweep, --bucket or --program")
     if args.length < 1 or (args.batch_size is not None and args.batch_size < 1):
       raise ConfigError("--encoder: --length and --batch-size must be at least 1")
     prepare_environment()

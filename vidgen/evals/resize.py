@@ -93,20 +93,6 @@ def centre_crop(
   return images[..., top : top + height, left : left + width, :]
 
 
-def resize_and_crop(
-  images: Num[Array | np.ndarray, "*b h w c"],
-  *,
-  size: int,
-  kernel: Kernel,
-  rounding: Literal["down", "up"] = "down",
-  crop: Literal["even", "down"] = "even",
-) -> Num[Array, "*b size size c"]:
-  """The shorter side to `size`, then the square in the middle; CLIP's with kernel "pil_bicubic"."""
-  height, width = short_side(*images.shape[-3:-1], size=size, rounding=rounding)
-  images = resize(images, height=height, width=width, kernel=kernel)
-  return jnp.asarray(centre_crop(images, height=size, width=size, rounding=crop))
-
-
 @functools.lru_cache(maxsize=256)
 def matrix(length: int, new_length: int, kernel: Kernel) -> Float[np.ndarray, "new old"]:
   """float32 weights of every old pixel (columns) in every new one (rows) along one axis."""

@@ -55,7 +55,7 @@ class TextEncoder:
     self._params, self._mesh, self._rules = params, mesh, rules
 
     def run(params: Any, ids: Int[Array, "b l"], keep: Bool[Array, "b l"]) -> Array:
-      tokens = apply(params, ids, _mask(ids, end=tokenizer.end))
+      tokens = apply(params, ids, token_mask(ids, end=tokenizer.end))
       return _rounded(jnp.where(keep[:, :, None], tokens, 0))
 
     self._run = run
@@ -158,12 +158,6 @@ class TextEncoder:
       return
     with on_mesh(self._mesh, rules=self._rules):
       yield
-
-
-def _mask(ids: Int[Array, "b l"], *, end: int) -> Bool[Array, "b l"]:
-  """`inputs.text.token_mask` on the device."""
-  ended = jnp.cumsum(ids == end, axis=1)
-  return (ended == 0) | ((ended == 1) & (ids == end))
 
 
 def _rounded(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

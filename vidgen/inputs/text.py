@@ -4,7 +4,7 @@ Tokenizers that are read from files are in `tokenizers`, with the surface of `To
 """
 
 import hashlib
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int32
@@ -115,9 +115,12 @@ def is_cut(tokenizer: Tokenizer, text: str, *, length: int) -> bool:
   return len(tokenizer.encode(text)) > length - 1 - (tokenizer.begin is not None)
 
 
-def token_mask(tokens: np.ndarray, *, end: int = ByteTokenizer.end) -> np.ndarray:
-  """True up to and with the first end-of-text id; bool, the shape of `tokens` [..., l]."""
-  ended = np.cumsum(tokens == end, axis=-1)
+def token_mask(tokens: Any, *, end: int = ByteTokenizer.end) -> Any:
+  """True up to and with the first end-of-text id; bool, the shape of `tokens` [..., l].
+
+  Of a NumPy array or one of jax, traced or not, and of the same kind.
+  """
+  ended = (tokens == end).cumsum(axis=-1)
   return (ended == 0) | ((ended == 1) & (tokens == end))
 
 
