@@ -109,6 +109,15 @@ def test_few_samples_of_one_distribution_seem_far_apart():
   assert found == sorted(found, reverse=True) and found[0] > 20 * found[-1]
 
 
+def test_the_bias_is_as_large_as_the_document_says():
+  rng = np.random.default_rng(0)
+  draw = lambda n: moments_of(  # noqa: E731 (one line)
+    (rng.standard_normal((n, 400)) * np.sqrt(30)).astype(np.float32)
+  )
+  for count, distance in ((64, 16505), (2048, 1182)):
+    assert frechet_distance(draw(count), draw(count)) == pytest.approx(distance, abs=1)
+
+
 def test_one_sample_and_other_widths_are_refused():
   x = features("alike", 0)
   with pytest.raises(DataError, match="two samples or more"):
