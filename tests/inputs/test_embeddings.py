@@ -13,7 +13,7 @@ from shards import clip_members, video_set, write_parquet, write_records, write_
 from text_encoder_folders import write_encoder
 
 from vidgen.cli import main
-from vidgen.cli.data import encoder_source
+from vidgen.cli.data.embed import encoder_source
 from vidgen.errors import CheckpointError, ConfigError, DataError
 from vidgen.inputs import embed
 from vidgen.inputs.array_shards import ArrayShard, ArrayWriter

@@ -1,40 +1,29 @@
-"""`vidgen data build`, `vidgen data check` and `vidgen data embed`."""
+"""`vidgen data embed`: text embeddings beside a dataset."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vidgen.errors import ConfigError, DataError
+from vidgen.cli.data.arguments import part, positive
+from vidgen.errors import ConfigError
 
 if TYPE_CHECKING:
   from vidgen.inputs.config import EncoderSource
   from vidgen.train.experiment import Experiment
 
+SUMMARY = "write text embeddings beside a dataset; goes on if stopped"
+DESCRIPTION = (
+  "Writes what frozen text encoders make of every caption, train and held out, in bfloat16 and cut "
+  "to the true length, for config.inputs.embeddings to name. Says how large it will be before it "
+  "writes."
+)
 ENCODER = "NAME=FOLDER[,length=N][,reads=caption|quoted][,dtype=...][,tokenizer=PATH][,prefix=TEXT]"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds the actions with their arguments."""
-  actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-  build = actions.add_parser("build", help="build a dataset from a recipe; goes on if stopped")
-  build.add_argument("recipe", metavar="RECIPE.py[:variant]")
-  build.add_argument("--out", type=Path, required=True, metavar="DIR")
-  build.add_argument("--count", type=_positive, help="training clips (default: the recipe's)")
-  build.add_argument("--format", choices=("tar", "array_record"), default="tar")
-  build.add_argument("--seed", type=int, default=0)
-  build.add_argument("--workers", type=_positive, help="processes (default: one a processor)")
-  check = actions.add_parser("check", help="read every sample of a dataset and count the bad ones")
-  check.add_argument("directory", type=Path, metavar="DIR")
-  embed = actions.add_parser(
-    "embed",
-    help="write text embeddings beside a dataset; goes on if stopped",
-    description="Writes what frozen text encoders make of every caption, train and held out, in "
-    "bfloat16 and cut to the true length, for config.inputs.embeddings to name. Says how large it "
-    "will be before it writes.",
-  )
-  embed.add_argument("directory", type=Path, metavar="DIR")
-  which = embed.add_mutually_exclusive_group(required=True)
+  """The arguments of the action."""
+  parser.add_argument("directory", type=Path, metavar="DIR")
+  which = parser.add_mutually_exclusive_group(required=True)
   which.add_argument(
     "--encoder", action="append", metavar=ENCODER,
     help="a text stream of the stage, and the encoder's Hugging Face folder; may be repeated. "
@@ -43,86 +32,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   which.add_argument(
     "--config", metavar="FILE.py[:variant]", help="take the encoders of this config to train"
   )
-  embed.add_argument("--out", type=Path, metavar="DIR", help="where to (default: DIR/embeddings)")
-  embed.add_argument("--batch-size", type=_positive, default=64, help="texts encoded at once")
-  embed.add_argument(
-    "--part", type=_part, default=(0, 1), metavar="I/N",
+  parser.add_argument("--out", type=Path, metavar="DIR", help="where to (default: DIR/embeddings)")
+  parser.add_argument("--batch-size", type=positive, default=64, help="texts encoded at once")
+  parser.add_argument(
+    "--part", type=part, default=(0, 1), metavar="I/N",
     help="only every N-th shard, from the I-th (0 is the first), for N processes side by side",
   )  # fmt: skip
-  embed.add_argument("--dry-run", action="store_true", help="say how large it will be, no more")
-  for action in (build, check, embed):
-    action.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
-    action.add_argument(
-      "--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
-    )
+  parser.add_argument("--dry-run", action="store_true", help="say how large it will be, no more")
 
 
-def _positive(text: str) -> int:
-  value = int(text)
-  if value < 1:
-    raise ValueError
-  return value
-
-
-def _part(text: str) -> tuple[int, int]:
-  index, count = (int(number) for number in text.split("/"))
-  if not 0 <= index < count:
-    raise ValueError
-  return index, count
-
-
-def run(args: argparse.Namespace) -> None:
-  """Builds, checks or embeds."""
-  result = {"build": _build, "check": _check, "embed": _embed}[args.action](args)
-  if args.json:
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(result, indent=2) + "\n")
-  if args.action == "check" and result["bad"]:
-    raise DataError(
-      f"{args.directory}: {len(result['bad'])} problems; build it again, or train on"
-      " the rest within inputs.bad_count and inputs.bad_fraction"
-    )
-
-
-def _build(args: argparse.Namespace) -> dict:
-  import dataclasses
-
-  from vidgen.cli.progress import Progress
-  from vidgen.inputs.build import build_dataset, load_recipe
-
-  recipe = load_recipe(args.recipe)
-  if args.count:
-    recipe = dataclasses.replace(recipe, count=args.count)
-  result = build_dataset(
-    recipe,
-    args.out,
-    seed=args.seed,
-    storage=args.format,
-    workers=args.workers,
-    progress=Progress("samples"),
-  )
-  size = sum(shard["bytes"] for shard in result["shards"]) / 2**20
-  counts = ", ".join(f"{s} {n['train']} + {n['held_out']}" for s, n in result["counts"].items())
-  print(f"{args.out}: {counts} held-out; {len(result['shards'])} shards, {size:.1f} MiB")
-  return result
-
-
-def _check(args: argparse.Namespace) -> dict:
-  from vidgen.cli.progress import Progress
-  from vidgen.inputs.build import verify_shards
-  from vidgen.inputs.check import check_dataset
-
-  result = check_dataset(args.directory, progress=Progress("samples"))
-  if (args.directory / "dataset.json").exists():
-    result["bad"] += verify_shards(args.directory)
-  bad = result["bad"]
-  for entry in bad[:20]:
-    print(" ".join(str(entry[name]) for name in ("shard", "key", "reason") if entry[name]))
-  print(f"{args.directory}: {result['samples']} samples, {len(bad)} problems")
-  return result
-
-
-def _embed(args: argparse.Namespace) -> dict:
+def run(args: argparse.Namespace) -> dict[str, Any]:
+  """Measures, and unless it is a dry run encodes."""
   from vidgen.dist import flags
 
   flags.apply()  # before jax is imported
