@@ -54,6 +54,24 @@ def test_convolution_over_time_is_the_same_by_either_way(kernel, strides, paddin
   jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), found, expected)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("padding", ["SAME", "VALID", [(0, 1), (2, 0)]], ids=str)
+@pytest.mark.parametrize("kernel, strides", [((3, 3), (1, 1)), ((5, 2), (2, 3)), ((1, 1), (2, 2))])
+def test_gradients_over_the_plane_are_those_of_xlas_convolution(kernel, strides, padding, dtype):
+  x, w = random(3, 8, 7, 5).astype(dtype), random(*kernel, 5, 4).astype(dtype)
+  around = tuple(pads(x.shape[1:-1], window=kernel, strides=strides, padding=padding))
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def both(of, x, w):
+    value, back = jax.vjp(lambda x, w: of(x, w, strides, around), x, w)
+    return value, back(jnp.cos(value))
+
+  found, expected = both(convolution._plane, x, w), both(convolution._direct, x, w)
+  rtol = 1e-5 if dtype == jnp.float32 else 2e-2  # two roundings of bfloat16
+  close = functools.partial(np.testing.assert_allclose, rtol=rtol, atol=10 * rtol)
+  jax.tree.map(close, *jax.tree.map(lambda a: np.asarray(a, np.float32), (found, expected)))
+
+
 def test_other_platforms_get_a_convolution_in_three_dimensions():
   x, w = random(1, 4, 6, 6, 3), random(3, 3, 3, 3, 4)
   lowered = jax.jit(convolve).trace(x, w)

@@ -1,5 +1,6 @@
 """Convolutions, pools and frozen batch norm over 1, 2 or 3 dimensions, channels last."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -51,8 +52,10 @@ def convolve(
   """
   n = x.ndim - 2
   strides = tuple(strides or (1,) * n)
-  around = pads(x.shape[1:-1], window=kernel.shape[:n], strides=strides, padding=padding)
+  around = tuple(pads(x.shape[1:-1], window=kernel.shape[:n], strides=strides, padding=padding))
   kernel = kernel.astype(x.dtype)
+  if n == 2:
+    return _plane(x, kernel, strides, around)
   if n < 3:
     return _direct(x, kernel, strides, around)
   return lax.platform_dependent(
@@ -75,6 +78,56 @@ def _direct(x, kernel, strides, around):
   )
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _plane(x, kernel, strides, around):
+  """`_direct` over h and w, with a gradient of the kernel that is quick on CPUs.
+
+  There XLA's own is its slowest convolution: for 128 pictures of 32 x 32 x 32 it took 348 ms, one
+  product with all windows side by side 50 ms, the convolution itself 30 ms (two EPYC cores).
+  """
+  return _direct(x, kernel, strides, around)
+
+
+def _plane_forward(x, kernel, strides, around):
+  return _direct(x, kernel, strides, around), (x, kernel)
+
+
+def _plane_backward(strides, around, saved, g):
+  x, kernel = saved
+
+  def of_x(g, kernel):
+    return jax.linear_transpose(lambda x: _direct(x, kernel, strides, around), x)(g)[0]
+
+  def of_kernel(x, g):
+    return jax.linear_transpose(lambda k: _direct(x, k, strides, around), kernel)(g)[0]
+
+  def of_kernel_on_cpus(x, g):
+    return _kernel_gradient(x, g, kernel.shape, strides, around)
+
+  return of_x(g, kernel), lax.platform_dependent(x, g, cpu=of_kernel_on_cpus, default=of_kernel)
+
+
+_plane.defvjp(_plane_forward, _plane_backward)
+
+
+def _kernel_gradient(x, g, shape, strides, around):
+  """The gradient [h, w, i, o] of a kernel: one matrix product over all positions."""
+  x = jnp.pad(x, [(0, 0), *around, (0, 0)])
+  rows, columns = (range(s) for s in shape[:2])
+  last = [(size - 1) * stride + 1 for size, stride in zip(g.shape[1:3], strides, strict=True)]
+  windows = [
+    x[:, i : i + last[0] : strides[0], j : j + last[1] : strides[1]] for i in rows for j in columns
+  ]
+  found: jax.Array = jnp.einsum(
+    "bhwi,bhwo->io",
+    jnp.concatenate(windows, axis=-1),
+    g,
+    precision=lax.Precision.HIGHEST,
+    preferred_element_type=jnp.float32,
+  )
+  return found.reshape(shape).astype(x.dtype)
+
+
 def _taps_as_channels(x, kernel, strides, around):
   """3-D as 2-D: every output frame sees its window of frames side by side in the channels."""
   (b, _, h, w, c), taps = x.shape, kernel.shape[0]
@@ -88,11 +141,12 @@ def _taps_as_channels(x, kernel, strides, around):
     seen = jnp.concatenate(seen, axis=-1)
     kernel = jnp.einsum("thwio->hwtio", kernel).reshape(*kernel.shape[1:3], taps * c, -1)
   flat = seen.reshape(b * frames, h, w, taps * c)
+  out: Any
   if kernel.shape[:2] == (1, 1) and strides[1:] == (1, 1) and not any(map(any, around[1:])):
     precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
     out = jnp.matmul(flat, kernel[0, 0], precision=precision)
   else:
-    out = _direct(flat, kernel, strides[1:], around[1:])
+    out = _plane(flat, kernel, strides[1:], tuple(around[1:]))
   return out.reshape(b, frames, *out.shape[1:])
 
 
