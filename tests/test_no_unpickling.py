@@ -36,6 +36,7 @@ IMPORTING = {"import_module", "__import__", "run_path", "run_module", "exec_modu
 IMPORTERS = {
   "vidgen/cli/__init__.py": "the verbs",
   "vidgen/cli/bench/__init__.py": "its own table",
+  "vidgen/cli/data/__init__.py": "its own actions",
   "vidgen/config.py": "the recipe that the user names",
   "vidgen/evals/registry.py": "its own table",
   "vidgen/inputs/build.py": "its own table, or the recipe that the user names",
