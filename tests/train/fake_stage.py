@@ -28,6 +28,18 @@ class FakeStage:
   def buckets(self):
     return ("video", "image")
 
+  @property
+  def generated(self):
+    return ("video",)
+
+  @property
+  def required(self):
+    return ()
+
+  @property
+  def frozen(self):
+    return ()
+
   def init(self, rng):
     c = self.config
     keys = jax.random.split(rng, 4)

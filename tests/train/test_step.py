@@ -12,7 +12,7 @@ from fake_stage import FakeConfig, FakeStage
 from vidgen.dist.mesh import MeshConfig, make_mesh
 from vidgen.dist.rules import DEFAULT_RULES, batch_shardings, state_shardings
 from vidgen.train.experiment import OptimizerConfig, TrainConfig
-from vidgen.train.optimizer import make_optimizer
+from vidgen.train.optimizer import make_optimizers
 from vidgen.train.state import TRAIN, TrainState, example_keys, init_state
 from vidgen.train.step import eval_step, gradient, train_step
 
@@ -40,8 +40,8 @@ def batch(size=16, seed=0, spec=None):
 
 def setup(c):
   abstract = jax.eval_shape(STAGE.init, jax.random.key(0))
-  tx = make_optimizer(c.optimizer, steps=c.steps, params=abstract, axes=STAGE.logical_axes())
-  state = init_state(c.seed, stage=STAGE, tx=tx, frozen=c.optimizer.frozen)
+  tx = make_optimizers(c, params=abstract, axes=STAGE.logical_axes())
+  state = init_state(c.seed, stage=STAGE, tx=tx)
   step = jax.jit(functools.partial(train_step, stage=STAGE, tx=tx, config=c))
   return state, step, tx
 

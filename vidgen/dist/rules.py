@@ -41,7 +41,8 @@ def check_rules(rules: Rules, axes: Sequence[str]) -> None:
         raise ConfigError(f"config.rules: {logical!r} -> {axis!r}: mesh axes are {known}")
 
 
-def _is_axes(leaf: Any) -> bool:
+def is_axes(leaf: Any) -> bool:
+  """Whether this is the axes of one array, a leaf of a tree of them."""
   return isinstance(leaf, tuple) and all(a is None or isinstance(a, str) for a in leaf)
 
 
@@ -57,7 +58,7 @@ def axes_by_path(params: Any, logical_axes: Any) -> dict[tuple[Any, ...], tuple[
     ConfigError: the two trees differ; the message has their names (- no axes, + no parameter).
   """
   leaves = jax.tree_util.tree_leaves_with_path(params)
-  named = jax.tree_util.tree_leaves_with_path(logical_axes, is_leaf=_is_axes)
+  named = jax.tree_util.tree_leaves_with_path(logical_axes, is_leaf=is_axes)
   have, want = ({path_name(path) for path, _ in tree} for tree in (named, leaves))
   if have != want:
     raise ConfigError(

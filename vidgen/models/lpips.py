@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vidgen.models import alexnet, vgg
 from vidgen.models.alexnet import AlexNetFeatures
 from vidgen.models.vgg import VGG16Features
 from vidgen.nn.weights import ones, weight
@@ -52,3 +53,22 @@ def _unit(x: jax.Array) -> jax.Array:
   squares = jnp.square(x).sum(-1, keepdims=True)
   some = squares > 0
   return x / (jnp.where(some, jnp.sqrt(jnp.where(some, squares, 1.0)), 0.0) + EPSILON)
+
+
+def lpips_flops(net: Net, *, height: int, width: int) -> float:
+  """FLOPs of the convolutions for one pair of pictures, forward."""
+  total, inputs = 0.0, 3
+  if net == "vgg":
+    for features, count in vgg.STAGES:
+      for _ in range(count):
+        total += 2.0 * height * width * 9 * inputs * features
+        inputs = features
+      height, width = height // 2, width // 2
+    return 2 * total
+  for name, (features, size, stride, around) in alexnet.LAYERS.items():
+    if name in alexnet.POOLED:
+      height, width = ((side - 3) // 2 + 1 for side in (height, width))
+    height, width = ((side + 2 * around - size) // stride + 1 for side in (height, width))
+    total += 2.0 * height * width * size**2 * inputs * features
+    inputs = features
+  return 2 * total

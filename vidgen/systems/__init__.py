@@ -11,7 +11,13 @@ __all__ = ["ArraySpec", "SampleSettings", "Stage", "make_stage", "stage_config"]
 
 # stage name -> (module, config dataclass, function from that dataclass to a Stage)
 STAGES = {
+  "movie_gen/tae": ("vidgen.systems.movie_gen.tae", "TAEConfig", "TAEStage"),
   "movie_gen/t2v": ("vidgen.systems.movie_gen.t2v", "T2VConfig", "T2VStage"),
+  "movie_gen/upsampler": (
+    "vidgen.systems.movie_gen.upsampler",
+    "UpsamplerConfig",
+    "UpsamplerStage",
+  ),
 }
 
 

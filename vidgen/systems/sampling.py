@@ -5,6 +5,7 @@ done in batches of one size, the last one padded, so a program is compiled once 
 not depend on which others it is drawn with.
 """
 
+import dataclasses
 from collections.abc import Mapping
 
 import jax
@@ -17,7 +18,6 @@ from vidgen.systems.stage import ArraySpec, Batch, Params, SampleSettings, Stage
 
 Seed = int | np.uint32 | UInt[Array, ""]  # in [0, 2**32)
 Index = Int[Array, " b"] | UInt[Array, " b"]
-GENERATED = ("video", "latents")  # names in a batch spec that sampling makes
 
 
 def sample_keys(seed: Seed, index: Index) -> Key[Array, " b"]:
@@ -29,13 +29,21 @@ def sample_keys(seed: Seed, index: Index) -> Key[Array, " b"]:
 def input_spec(stage: Stage, batch_size: int) -> dict[str, ArraySpec]:
   """What a sample is made from: the batch spec less what is generated."""
   spec = stage.batch_spec(batch_size, stage.buckets[0])
-  return {name: array for name, array in spec.items() if name not in GENERATED}
+  return {name: array for name, array in spec.items() if name not in stage.generated}
 
 
 def sampling_flops(stage: Stage, settings: SampleSettings, *, batch_size: int) -> float:
   """Model FLOPs of sampling a batch: with guidance two evaluations of the network a step."""
   passes = 1 if settings.guidance_scale in (0.0, 1.0) else 2
-  return settings.steps * passes * stage.flops(stage.batch_spec(batch_size, stage.buckets[0]))
+  spec = dict(stage.batch_spec(batch_size, stage.buckets[0]))
+  if any(size is not None for size in (settings.frames, settings.height, settings.width)):
+    shape = sampled(stage, settings, batch_size=batch_size)["latents"].shape
+    inputs = input_spec(stage, batch_size)
+    spec = {
+      name: array if name in inputs else dataclasses.replace(array, shape=shape)
+      for name, array in spec.items()
+    }
+  return settings.steps * passes * stage.flops(spec)
 
 
 def sample(
@@ -49,6 +57,25 @@ def sample(
 ) -> dict[str, Array]:
   """`stage.sample` for the samples numbered `index` [b] of `seed`, both below 2**32."""
   return stage.sample(params, inputs, sample_keys(seed, index), settings)
+
+
+def sampled(
+  stage: Stage, settings: SampleSettings, *, batch_size: int = 1
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """What `stage.sample` gives, by shape: "latents", and "video" where the stage decodes them.
+
+  Raises:
+    ConfigError: the stage cannot make what `settings` ask for.
+  """
+  inputs = {name: array.struct() for name, array in input_spec(stage, batch_size).items()}
+  return jax.eval_shape(
+    lambda params, inputs, index: sample(
+      params, inputs, np.uint32(0), index, stage=stage, settings=settings
+    ),
+    jax.eval_shape(stage.init, jax.random.key(0)),
+    inputs,
+    jax.ShapeDtypeStruct((batch_size,), np.uint32),
+  )
 
 
 class Sampler:

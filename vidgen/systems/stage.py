@@ -47,15 +47,22 @@ class SampleSettings:
 
   `schedule` and `linear_steps` are read by flow-matching stages: "linear_quadratic" follows the
   first half of a uniform grid of `linear_steps` steps, then spaces the rest quadratically
-  (Movie Gen, section 3.4.2: 50 steps, 250 or 1000 linear ones).
+  (Movie Gen, section 3.4.2: 50 steps, 250 or 1000 linear ones). `frames`, `height` and `width` are
+  the shape of a sample in pixels; None: that of the stage's first bucket.
   """
 
   steps: int = 50
   guidance_scale: float = 7.5
   schedule: str = "linear_quadratic"
   linear_steps: int = 250
+  frames: int | None = None
+  height: int | None = None
+  width: int | None = None
 
   def __post_init__(self):
+    for name in ("frames", "height", "width"):
+      if (size := getattr(self, name)) is not None and size < 1:
+        raise ValueError(f"{name} must be at least 1, got {size}")
     if self.steps < 1:
       raise ValueError(f"steps must be at least 1, got {self.steps}")
     if not 0 <= self.guidance_scale < float("inf"):  # also when it is not a number
@@ -73,6 +80,21 @@ class Stage(Protocol):
   @property
   def buckets(self) -> tuple[str, ...]:
     """Names of the batch shapes this stage trains on, such as ("video", "image")."""
+    ...
+
+  @property
+  def generated(self) -> tuple[str, ...]:
+    """Names of a batch that sampling makes; a stage that reconstructs what it is given has none."""
+    ...
+
+  @property
+  def required(self) -> tuple[str, ...]:
+    """Parts of the parameters that do not train: a run begins with a file's or another run's."""
+    ...
+
+  @property
+  def frozen(self) -> tuple[str, ...]:
+    """Regexes of parameters that no optimizer moves, whatever a config says."""
     ...
 
   def init(self, rng: jax.Array) -> Params:

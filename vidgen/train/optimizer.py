@@ -4,7 +4,10 @@ The learning rate is a function of the step of the run, not of a counter inside 
 skipped non-finite step changes nothing in the optimizer, yet the schedule moves on with the data.
 """
 
+import dataclasses
+import functools
 import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,9 +15,11 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from vidgen.dist.rules import axes_by_path, path_name
+from vidgen.dist.rules import axes_by_path, is_axes, path_name
 from vidgen.errors import ConfigError
-from vidgen.train.experiment import OptimizerConfig
+from vidgen.train.experiment import OptimizerConfig, TrainConfig, optimizer_label
+
+MAIN = "main"  # the part of the parameters that `TrainConfig.optimizer` moves
 
 
 def learning_rate(config: OptimizerConfig, step: jax.Array, *, steps: int) -> jax.Array:
@@ -50,9 +55,7 @@ def trainable(params: Any, *, frozen: tuple[str, ...]) -> Any:
 
   None is an empty subtree to jax: no gradient, no moments, no update for it.
   """
-  return jax.tree_util.tree_map_with_path(
-    lambda path, leaf: None if _matches(path_name(path), frozen) else leaf, params
-  )
+  return _only(params, lambda name: not _matches(name, frozen))
 
 
 def merge(part: Any, params: Any) -> Any:
@@ -62,8 +65,118 @@ def merge(part: Any, params: Any) -> Any:
   )
 
 
+@dataclasses.dataclass(frozen=True)
+class Parts:
+  """Which optimizer moves which parameter: a name by the regex that finds it, all others "main".
+
+  configs: by label of the part; patterns: the regex of every part but the main one; still: regexes
+  of what no optimizer moves.
+  """
+
+  configs: Mapping[str, OptimizerConfig]
+  patterns: Mapping[str, str]
+  still: tuple[str, ...] = ()
+
+  @classmethod
+  def of(cls, config: TrainConfig, *, still: tuple[str, ...] = ()) -> "Parts":
+    """The parts of a config; `still` is the stage's."""
+    labels = {optimizer_label(pattern): pattern for pattern in config.optimizers}
+    configs = {label: config.optimizers[pattern] for label, pattern in labels.items()}
+    return cls({MAIN: config.optimizer, **configs}, labels, still)
+
+  def label(self, name: str) -> str:
+    """The part that a parameter belongs to, be it frozen or not."""
+    found = (label for label, pattern in self.patterns.items() if re.search(pattern, name))
+    return next(found, MAIN)
+
+  def split(self, tree: Any) -> dict[str, Any]:
+    """For every part `tree` with None in place of what belongs to another."""
+    if not self.patterns:
+      return {MAIN: tree}
+    return {label: _only(tree, functools.partial(self._is, label=label)) for label in self.configs}
+
+  def join(self, parts: Mapping[str, Any]) -> Any:
+    """What `split` took apart."""
+    return functools.reduce(merge, parts.values())
+
+  def moving(self, tree: Any) -> Any:
+    """`tree` with None in place of what does not train."""
+    return _only(tree, lambda name: not _matches(name, self._frozen(self.label(name))))
+
+  def _is(self, name: str, *, label: str) -> bool:
+    return self.label(name) == label
+
+  def _frozen(self, label: str) -> tuple[str, ...]:
+    return (*self.configs[label].frozen, *self.still)
+
+  def check(self, params: Any) -> None:
+    """Raises ConfigError where a regex finds nothing, or two the same parameter."""
+    for name in (path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)):
+      found = [pattern for pattern in self.patterns.values() if re.search(pattern, name)]
+      if len(found) > 1:
+        raise ConfigError(
+          f"config.train.optimizers: {' and '.join(map(repr, found))} both find {name}"
+        )
+    for label, part in self.split(params).items():
+      key = f"optimizers.{self.patterns[label]}" if label != MAIN else "optimizer"
+      if not jax.tree.leaves(part):
+        raise ConfigError(f"config.train.{key}: finds no parameter")
+      if not jax.tree.leaves(self.moving(part)):
+        raise ConfigError(f"config.train.{key}: nothing is left to train")
+
+
+def _only(tree: Any, wanted: Callable[[str], bool], is_leaf: Any = None) -> Any:
+  return jax.tree_util.tree_map_with_path(
+    lambda path, leaf: leaf if wanted(path_name(path)) else None, tree, is_leaf=is_leaf
+  )
+
+
+def make_optimizers(
+  config: TrainConfig, *, params: Any, axes: Any, still: tuple[str, ...] = ()
+) -> optax.GradientTransformationExtraArgs:
+  """One transformation of the whole tree of parameters: each part by its own optimizer.
+
+  Its state is that of the only optimizer, or a dict of theirs by label. `init` and `update` take
+  whole trees, and leave out what does not train. Other arguments as of `make_optimizer`.
+
+  Raises:
+    ConfigError: as `make_optimizer` and `Parts.check`.
+  """
+  parts = Parts.of(config, still=still)
+  parts.check(params)
+  shares, optimizers = parts.split(params), {}
+  for label, own in parts.configs.items():
+    optimizers[label] = make_optimizer(
+      own,
+      steps=config.steps,
+      params=shares[label],
+      axes=_only(axes, lambda name, label=label: parts.label(name) == label, is_leaf=is_axes),
+      key=f"optimizers.{parts.patterns[label]}" if label != MAIN else "optimizer",
+    )
+  if not parts.patterns:
+    only = optimizers[MAIN]
+    return optax.GradientTransformationExtraArgs(
+      lambda params: only.init(parts.moving(params)), only.update
+    )
+
+  def init(params: Any) -> Any:
+    own = parts.split(parts.moving(params))
+    return {label: optimizer.init(own[label]) for label, optimizer in optimizers.items()}
+
+  def update(gradients: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+    shares, moving = parts.split(gradients), parts.split(params)
+    updates, states = {}, {}
+    for label, optimizer in optimizers.items():
+      updates[label], states[label] = optimizer.update(
+        shares[label], state[label], moving[label], **extra
+      )
+    return parts.join(updates), states
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
 def make_optimizer(
-  config: OptimizerConfig, *, steps: int, params: Any, axes: Any
+  config: OptimizerConfig, *, steps: int, params: Any, axes: Any, key: str = "optimizer"
 ) -> optax.GradientTransformationExtraArgs:
   """The optax transformation of `config`; its `update` takes the run's `step` as extra argument.
 
@@ -72,20 +185,21 @@ def make_optimizer(
     steps: length of the run, for the schedule.
     params: the parameters, abstract ones will do; names and shapes are read.
     axes: their logical axes, a tree alike; an axis "layers" stacks the layers of a scan.
+    key: of the config below config.train, for errors.
 
   Raises:
     ConfigError: a pattern of `groups`, `frozen` or `vectors` finds no parameter, or all are frozen.
   """
   names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
   usual = OptimizerConfig().vectors  # these name what a model may have; one's own must find some
-  for key in ("frozen", "groups", "vectors"):
-    for pattern in getattr(config, key):
-      if key == "vectors" and pattern in usual:
+  for field in ("frozen", "groups", "vectors"):
+    for pattern in getattr(config, field):
+      if field == "vectors" and pattern in usual:
         continue
       if not any(re.search(pattern, name) for name in names):
-        raise ConfigError(f"config.train.optimizer.{key}: {pattern!r} finds no parameter")
+        raise ConfigError(f"config.train.{key}.{field}: {pattern!r} finds no parameter")
   if all(_matches(name, config.frozen) for name in names):
-    raise ConfigError("config.train.optimizer.frozen: nothing is left to train")
+    raise ConfigError(f"config.train.{key}.frozen: nothing is left to train")
 
   dimensions = _matrix_dimensions(params, axes, vectors=config.vectors)
 

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import optax
 
 from vidgen.systems.stage import Stage
-from vidgen.train.optimizer import trainable
 
 # Purposes of random numbers, folded into (seed, step). A new use takes a new number.
 TRAIN, EVALUATE, INIT, AVERAGE = 1, 2, 3, 4
@@ -35,17 +34,19 @@ def init_state(
   *,
   stage: Stage,
   tx: optax.GradientTransformation,
-  frozen: tuple[str, ...] = (),
   ema_dtype: str = "float32",
 ) -> TrainState:
-  """A fresh state; a pure function of its arguments, to be run under jit with shardings."""
+  """A fresh state; a pure function of its arguments, to be run under jit with shardings.
+
+  `tx` as `optimizer.make_optimizers` makes it, which knows what does not train.
+  """
   params = stage.init(example_keys(seed, jnp.int32(0), purpose=INIT, count=1)[0])
   zero = jnp.zeros((), jnp.int32)
   return TrainState(
     step=zero,
     params=params,
     ema=jax.tree.map(lambda p: jnp.array(p, ema_dtype), params),
-    opt_state=tx.init(trainable(params, frozen=frozen)),
+    opt_state=tx.init(params),
     bad_steps=zero,
     bad_total=zero,
   )

@@ -1,7 +1,7 @@
 """The train step: one pure function, shared by the loop, the benchmarks, the planner and tests."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ import optax
 from vidgen.systems.stage import Batch, Metrics, Params, Stage
 from vidgen.train.ema import ema_decay, update_ema
 from vidgen.train.experiment import TrainConfig
-from vidgen.train.optimizer import learning_rate, merge, trainable
+from vidgen.train.optimizer import MAIN, Parts, learning_rate, merge
 from vidgen.train.state import AVERAGE, EVALUATE, TRAIN, TrainState, example_keys
 
 
@@ -25,27 +25,33 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
   """One update from one global batch; arrays have a leading axis b, a multiple of accumulate.
 
+  `tx` is what `optimizer.make_optimizers` makes of `config`.
   A step whose loss, gradient or update is not finite leaves parameters, average and optimizer as
   they are and counts itself; the step number moves on, and with it the data and the schedule.
 
   Returns:
     The next state, and float32 scalars: "loss", "gradient_norm" (before clipping), "update_norm",
-    "learning_rate", "bad_steps" (non-finite ones in a row), and what the stage reports.
+    "learning_rate", "bad_steps" (non-finite ones in a row), and what the stage reports. The norms
+    and the rate are those of `config.optimizer`; of the other optimizers their label is appended.
   """
   size = jax.tree.leaves(batch)[0].shape[0]
   keys = example_keys(config.seed, state.step, purpose=TRAIN, count=size)
+  parts = Parts.of(config, still=stage.frozen)
   loss, metrics, gradients = gradient(
-    state.params, batch, keys, stage=stage, accumulate=config.accumulate,
-    frozen=config.optimizer.frozen,
-  )  # fmt: skip
-  gradient_norm = optax.tree.norm(gradients)
-  clip = jnp.minimum(1.0, config.optimizer.clip_norm / jnp.maximum(gradient_norm, 1e-30))
-  gradients = jax.tree.map(lambda g: g * clip.astype(g.dtype), gradients)
+    state.params, batch, keys, stage=stage, accumulate=config.accumulate, moving=parts.moving
+  )
+  clipped, gradient_norms = {}, {}
+  for label, part in parts.split(gradients).items():
+    gradient_norms[label] = norm = optax.tree.norm(part)
+    clip = jnp.minimum(1.0, parts.configs[label].clip_norm / jnp.maximum(norm, 1e-30))
+    clipped[label] = jax.tree.map(lambda g, clip=clip: g * clip.astype(g.dtype), part)
 
-  moving = trainable(state.params, frozen=config.optimizer.frozen)
-  updates, opt_state = tx.update(gradients, state.opt_state, moving, step=state.step)
-  update_norm = optax.tree.norm(updates)
-  finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm) & jnp.isfinite(update_norm)
+  moving = parts.moving(state.params)
+  updates, opt_state = tx.update(parts.join(clipped), state.opt_state, moving, step=state.step)
+  update_norms = {label: optax.tree.norm(part) for label, part in parts.split(updates).items()}
+  finite = jnp.isfinite(loss)
+  for norm in (*gradient_norms.values(), *update_norms.values()):
+    finite &= jnp.isfinite(norm)
 
   params = merge(optax.apply_updates(moving, updates), state.params)
   decay = ema_decay(state.step, decay=config.ema_decay, warmup=config.ema_warmup)
@@ -57,13 +63,14 @@ def train_step(
 
   bad = 1 - finite.astype(jnp.int32)
   bad_steps = (state.bad_steps + 1) * bad
-  metrics = metrics | {
-    "loss": loss,
-    "gradient_norm": gradient_norm,
-    "update_norm": update_norm,
-    "learning_rate": learning_rate(config.optimizer, state.step, steps=config.steps),
-    "bad_steps": bad_steps,
-  }
+  metrics = metrics | {"loss": loss, "bad_steps": bad_steps}
+  for label, own in parts.configs.items():
+    suffix = "" if label == MAIN else f"_{label}"
+    metrics |= {
+      f"gradient_norm{suffix}": gradient_norms[label],
+      f"update_norm{suffix}": update_norms[label],
+      f"learning_rate{suffix}": learning_rate(own, state.step, steps=config.steps),
+    }
   state = TrainState(
     step=state.step + 1,
     params=params,
@@ -82,10 +89,11 @@ def gradient(
   *,
   stage: Stage,
   accumulate: int,
-  frozen: tuple[str, ...] = (),
+  moving: Callable[[Params], Params] = lambda params: params,
 ) -> tuple[jax.Array, Metrics, Params]:
-  """Loss, metrics and gradient (None for frozen parameters), as means over `accumulate` parts.
+  """Loss, metrics and gradient, as means over `accumulate` parts.
 
+  The gradient is of what `moving` leaves of the parameters; it has None, too, for the others.
   Micro-batch i holds the examples i, i + accumulate, ...: with the batch split over devices, every
   device then has its share of each part and nothing moves between them.
 
@@ -93,12 +101,12 @@ def gradient(
     ValueError: the batch is not a multiple of `accumulate`.
   """
 
-  def loss_of(moving: Params, part: Batch, part_keys: jax.Array) -> tuple[jax.Array, Metrics]:
-    return stage.loss(merge(moving, params), part, part_keys)
+  def loss_of(some: Params, part: Batch, part_keys: jax.Array) -> tuple[jax.Array, Metrics]:
+    return stage.loss(merge(some, params), part, part_keys)
 
   def one(part: Batch, part_keys: jax.Array) -> tuple[jax.Array, Metrics, Params]:
-    moving = trainable(params, frozen=frozen)
-    (loss, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(moving, part, part_keys)
+    value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
+    (loss, metrics), gradients = value_and_grad(moving(params), part, part_keys)
     return loss, metrics, gradients
 
   if accumulate == 1:

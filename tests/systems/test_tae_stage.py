@@ -1,0 +1,185 @@
+"""The autoencoder's losses: closed forms, who sees whose gradient, and that they teach."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vidgen.config import build
+from vidgen.errors import ConfigError
+from vidgen.systems import SampleSettings, make_stage
+from vidgen.systems.movie_gen.shapes import BatchShape
+from vidgen.systems.movie_gen.tae import DiscriminatorConfig, TAEConfig, TAEStage, outlier_penalty
+from vidgen.train.experiment import OptimizerConfig, TrainConfig
+from vidgen.train.optimizer import make_optimizers
+
+SETTINGS = SampleSettings()  # not read
+TINY = TAEConfig(
+  channels=(8, 16, 16, 16),
+  blocks=1,
+  latent_channels=4,
+  groups=4,
+  buckets=(BatchShape("video", frames=8, height=16, width=16),
+           BatchShape("image", frames=1, height=16, width=16)),
+  perceptual_weight=0.0,
+  discriminator=DiscriminatorConfig(channels=8, layers=2, groups=4),
+  gan_weight=0.1,
+  dtype="float32",
+  remat="none",
+)  # fmt: skip
+
+
+@functools.cache
+def stage_of(**fields):
+  return TAEStage(dataclasses.replace(TINY, **fields))
+
+
+@functools.cache
+def params_of(stage):
+  return jax.jit(stage.init)(jax.random.key(0))
+
+
+def batch(bucket="video", count=2):
+  spec = stage_of().batch_spec(count, bucket)["video"]
+  rng = np.random.default_rng(0)
+  return {"video": jnp.asarray(rng.uniform(-1, 1, spec.shape), jnp.float32)}
+
+
+def gradients(stage, params, keys, part):
+  def loss(p):
+    return stage.loss({**params, part: p}, batch(), keys)[0]
+
+  return jax.grad(loss)(params[part])
+
+
+def test_the_outlier_penalty_has_its_closed_form():
+  """One position of 64 with 1 in all 16 channels (spec: 0.0382697639); and none where all agree."""
+  latents = jnp.zeros((1, 1, 8, 8, 16)).at[0, 0, 3, 4].set(1.0)
+  n, c = 64, 16
+  apart, spread = 1 - 1 / n, (1 / n * (1 - 1 / n)) ** 0.5
+  expected = c**0.5 * (apart - 3 * spread) / n
+  assert expected == pytest.approx(0.0382697639, rel=1e-8)
+  assert outlier_penalty(latents, radius=3.0)[0, 0] == pytest.approx(expected, rel=1e-5)
+  constant = jnp.full((1, 2, 8, 8, 16), 0.3)
+  value, gradient = jax.value_and_grad(lambda x: outlier_penalty(x, radius=3.0).sum())(constant)
+  assert value == 0 and jnp.isfinite(gradient).all()
+
+
+def test_the_penalty_is_of_vectors_and_not_of_single_channels():
+  """Rotating the channels leaves lengths, and therefore the penalty, as they are."""
+  rng = np.random.default_rng(0)
+  latents = rng.standard_normal((1, 1, 8, 8, 4)).astype(np.float32)
+  latents[0, 0, 2, 2] *= 20
+  turn, _ = np.linalg.qr(rng.standard_normal((4, 4)))
+  plain, turned = (outlier_penalty(jnp.asarray(x), radius=3.0) for x in (latents, latents @ turn))
+  assert plain[0, 0] > 0.01
+  np.testing.assert_allclose(plain, turned, rtol=1e-4)
+
+
+def test_neither_network_sees_the_loss_of_the_other():
+  """With the other's loss left out, or scaled, the gradient of each stays what it was."""
+  keys = jax.random.split(jax.random.key(1), 2)
+  stage = stage_of()
+  params = params_of(stage)
+  whole = jax.jit(functools.partial(gradients, stage, params, part="discriminator"))(keys)
+  blind = stage_of(gan_weight=0.0)
+  alone = jax.jit(functools.partial(gradients, blind, params, part="discriminator"))(keys)
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), whole, alone)
+  assert optax.tree.norm(whole) > 1e-3
+
+  def generator(p, weight):  # the autoencoder's own losses, by hand
+    chosen = stage_of(gan_weight=weight)
+    loss, metrics = chosen.loss({**params, "autoencoder": p}, batch(), keys)
+    return loss - metrics["discriminator"] if weight else loss
+
+  ours = jax.jit(functools.partial(gradients, stage, params, part="autoencoder"))(keys)
+  hand = jax.jit(jax.grad(functools.partial(generator, weight=0.1)))(params["autoencoder"])
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), ours, hand)
+  without = jax.jit(functools.partial(gradients, blind, params, part="autoencoder"))(keys)
+  apart = optax.tree.norm(jax.tree.map(jnp.subtract, ours, without))
+  assert apart > 1e-4  # the adversarial loss does reach it
+
+
+def test_a_posterior_that_is_the_prior_costs_nothing_and_another_its_nats():
+  from vidgen.models.tae import Posterior
+  from vidgen.systems.movie_gen.tae import _kl
+
+  zero = jnp.zeros((1, 1, 2, 2, 4))
+  assert _kl(Posterior(zero, zero))[0] == 0
+  assert _kl(Posterior(zero + 1, zero))[0] == pytest.approx(16 / 2)
+  assert _kl(Posterior(zero, zero + jnp.log(2.0)))[0] == pytest.approx(16 / 2 * (1 - np.log(2)))
+
+
+@pytest.mark.parametrize("bucket", ["video", "image"])
+def test_a_loss_depends_on_its_example_and_its_key_alone(bucket):
+  stage = stage_of()
+  params, keys = params_of(stage), jax.random.split(jax.random.key(2), 2)
+  loss = jax.jit(stage.loss)
+  both = batch(bucket)
+  parts = [loss(params, {"video": both["video"][i : i + 1]}, keys[i : i + 1])[0] for i in range(2)]
+  assert loss(params, both, keys)[0] == pytest.approx(float(sum(parts)) / 2, rel=1e-5)
+  assert stage.sample(params, both, keys, SETTINGS)["video"].shape == both["video"].shape
+
+
+def test_a_reconstruction_has_the_frames_of_its_clip():
+  stage = stage_of()
+  params = params_of(stage)
+  for frames in (1, 3, 8, 9):
+    video = jnp.tile(batch()["video"][:, :1], (1, frames, 1, 1, 1))
+    made = stage.sample(params, {"video": video}, jax.random.split(jax.random.key(0), 2), SETTINGS)
+    assert made["latents"].shape == (2, -(-frames // 8), 2, 2, 4)
+    assert made["video"].shape == video.shape
+
+
+def test_a_few_steps_with_an_optimizer_for_each_network_lower_the_reconstruction():
+  stage = stage_of(kl_weight=1e-8)
+  fast = OptimizerConfig(learning_rate=3e-3, warmup_steps=0)
+  config = TrainConfig(steps=40, batch_size=2, optimizer=fast, optimizers={"^discriminator/": fast})
+  params = params_of(stage)
+  tx = make_optimizers(config, params=params, axes=stage.logical_axes(), still=stage.frozen)
+
+  @jax.jit
+  def step(params, state, i):
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(0), i), 2)
+    (_, metrics), gradient = jax.value_and_grad(stage.loss, has_aux=True)(params, data, keys)
+    updates, state = tx.update(gradient, state, params, step=i)
+    return optax.apply_updates(params, updates), state, metrics
+
+  data = {"video": jnp.tile(batch()["video"].mean((2, 3), keepdims=True), (1, 1, 16, 16, 1))}
+  state, found = tx.init(params), []
+  for i in range(40):
+    params, state, metrics = step(params, state, jnp.int32(i))
+    found.append({k: float(v) for k, v in metrics.items()})
+  assert found[-1]["reconstruction"] < 0.5 * found[0]["reconstruction"]
+  assert all(np.isfinite(list(m.values())).all() for m in found)
+
+
+def test_perceptual_weights_are_required_and_do_not_train():
+  side = BatchShape("video", frames=1, height=64, width=64)
+  stage = stage_of(perceptual_weight=1.0, perceptual_net="alex", buckets=(side,), judged_frames=1)
+  assert stage.required == ("perceptual",) and stage.frozen == ("^perceptual/",)
+  assert stage_of().required == ()
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"groups": 5}, "groups 5"),
+    ({"gan_weight": 1.0, "discriminator": None}, "needs a discriminator"),
+    ({"kl_weight": -1.0}, "kl_weight"),
+    ({"buckets": [{"name": "video", "frames": 8, "height": 20, "width": 16}]}, "multiples of 8"),
+    ({"judged_frames": 0}, "judged_frames"),
+  ],
+)
+def test_fields_that_cannot_be_are_named(fields, message):
+  with pytest.raises(ConfigError, match=message):
+    build(TAEConfig, {"channels": [8, 8, 8, 8], "groups": 4, "perceptual_weight": 0.0, **fields})
+
+
+def test_the_stage_is_known_by_its_name():
+  fields = {"channels": [8, 8], "groups": 4, "perceptual_weight": 0.0}
+  assert isinstance(make_stage("movie_gen/tae", fields), TAEStage)

@@ -1,0 +1,54 @@
+"""The shapes that the stages of Movie Gen train on."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from vidgen.errors import ConfigError
+from vidgen.systems.stage import ArraySpec
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchShape:
+  """One batch shape, in pixels. An image is a clip of one frame."""
+
+  name: str
+  frames: int
+  height: int
+  width: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentConfig:
+  """What an autoencoder makes of a clip: `channels`, and the stride in time and in space."""
+
+  channels: int = 16
+  temporal_stride: int = 8
+  spatial_stride: int = 8
+
+
+def check_shapes(buckets: Sequence[BatchShape]) -> None:
+  """Raises ValueError where there are none, or two of one name."""
+  names = [bucket.name for bucket in buckets]
+  if not names:
+    raise ValueError("buckets must not be empty")
+  if len(set(names)) != len(names):
+    raise ValueError(f"bucket names {names} are not unique")
+
+
+def shape_of(buckets: Sequence[BatchShape], name: str) -> BatchShape:
+  """The one of that name.
+
+  Raises:
+    ConfigError: there is none.
+  """
+  for bucket in buckets:
+    if bucket.name == name:
+      return bucket
+  known = ", ".join(bucket.name for bucket in buckets)
+  raise ConfigError(f"unknown bucket {name!r}; known are {known}")
+
+
+def array_spec(shape: tuple[int, ...], dtype: Any) -> ArraySpec:
+  """An array of a batch: split over devices along its first axis only."""
+  return ArraySpec(shape, dtype, ("batch", *(None,) * (len(shape) - 1)))
