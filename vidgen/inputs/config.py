@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from vidgen.inputs.decode import Limits
+from vidgen.inputs.degradations import DegradationConfig
 from vidgen.inputs.text import make_tokenizer
 
 
@@ -65,6 +66,8 @@ class InputConfig:
   `encoders` are frozen text encoders by the name of the stage's text stream. They run on every
   batch, or, where `embeddings` names a folder (relative to the data set), what `vidgen data embed`
   left there is read instead.
+
+  `degradation` adds a small, spoilt copy of every clip, "low", for an upsampler.
   """
 
   buckets: tuple[Bucket, ...] = (Bucket(),)
@@ -76,6 +79,7 @@ class InputConfig:
   temporal_crop: Literal["random", "center", "start"] = "random"
   spatial_crop: Literal["random", "center"] = "center"
   flip: float = 0.0
+  degradation: DegradationConfig | None = None
   shuffle: bool = True
   workers: int = 0
   threads: int = 2
@@ -97,6 +101,9 @@ class InputConfig:
     for name in ("workers", "threads", "prefetch", "cache_bytes", "bad_count"):
       if getattr(self, name) < 0:
         raise ValueError(f"{name} must not be negative")
+    if self.degradation is not None:
+      for bucket in self.buckets:
+        self.degradation.low_size(bucket.height, bucket.width)
     make_tokenizer(self.tokenizer)
     for name, encoder in self.encoders.items():
       if not name.isidentifier() or name in ("video", "text", "text_mask", "fps"):

@@ -15,6 +15,7 @@ from vidgen.errors import DataError
 from vidgen.inputs import transforms
 from vidgen.inputs.config import Bucket, InputConfig
 from vidgen.inputs.decode import IMAGE, VIDEO, Clip, Span, TooShort, decode_image, decode_video
+from vidgen.inputs.degradations import degrade
 from vidgen.inputs.order import random_bits, uniforms
 from vidgen.inputs.quarantine import BadSample, Quarantine
 from vidgen.inputs.samples import Sample, Source, caption_of
@@ -101,6 +102,8 @@ class Loader:
   def __call__(self, plan: Plan) -> dict[str, np.ndarray]:
     """The batch: video [b, t, h, w, 3], text and text_mask [b, l], text streams, fps [b].
 
+    With `degradation` also low [b, t, h / factor, w / factor, 3], and artifacts [b].
+
     Raises:
       DataError: `REDRAWS` bad samples in a row, `SHORT_REDRAWS` clips too short for the bucket, or
         a failure that is not the sample's; all named.
@@ -129,13 +132,18 @@ class Loader:
     transforms.drop_captions(
       tokens, mask, dropped, end=self._tokenizer.end, pad=self._tokenizer.pad
     )
-    return {
+    batch = {
       "video": transforms.to_unit_range(video),
       "text": tokens,
       "text_mask": mask,
       **self._streams.collate(streams, dropped=dropped),
       "fps": np.full(size, bucket.fps, np.float32),
     }
+    if config.degradation is not None:
+      positions = plan.positions.tolist()
+      low = degrade(video, config.degradation, seed=seed, positions=positions)
+      batch |= {"low": transforms.to_unit_range(low.video), "artifacts": low.artifacts}
+    return batch
 
   def _crops(self, draws: np.ndarray) -> np.ndarray:
     """Where to cut, as parts in [0, 1] of the slack in time, row and column; [b, 3]."""

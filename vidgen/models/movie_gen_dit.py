@@ -92,6 +92,9 @@ class MovieGenDiT(nn.Module):
   report: `position_scale` (standard deviation of fresh position tables), `qk_norm`, `pooled_text`
   (the mean of the text added to the time embedding), `per_layer_modulation` (a projection in every
   layer instead of a shared one).
+
+  `condition_channels`: of latents to generate from, beside the noisy ones (section 3.1.5). Their
+  weights start at zero, so that a fresh network is the one without them.
   """
 
   channels: int
@@ -107,6 +110,7 @@ class MovieGenDiT(nn.Module):
   qk_norm: bool = False
   pooled_text: bool = False
   per_layer_modulation: bool = False
+  condition_channels: int = 0
   dtype: str = "bfloat16"
   remat: RematPolicy = "full"
   scan_unroll: int = 1
@@ -118,19 +122,26 @@ class MovieGenDiT(nn.Module):
     time: Float[Array, " b"],
     text: Mapping[str, Float[Array, "b _ _"]],
     text_masks: Mapping[str, Bool[Array, "b _"]],
+    condition: Float[Array, "b t h w _"] | None = None,
   ) -> Float[Array, "b t h w c"]:
     """The field at `latents`, float32. Text that no mask admits contributes nothing.
 
     Raises:
-      ValueError: the sides are not multiples of the patch, the grid is larger than `max_grid`, or
-        the text streams are not those of `text_widths`.
+      ValueError: the sides are not multiples of the patch, the grid is larger than `max_grid`, the
+        text streams are not those of `text_widths`, or `condition` not of `condition_channels`.
     """
+    if (0 if condition is None else condition.shape[-1]) != self.condition_channels:
+      raise ValueError(f"this network takes a condition of {self.condition_channels} channels")
     if set(text) != set(self.text_widths) or set(text_masks) != set(text):
       raise ValueError(f"text streams {sorted(text)} are not {sorted(self.text_widths)}")
     d, dtype = self.width, jnp.dtype(self.dtype)
     grid = grid_of(latents.shape[1:4], patch=self.patch)
     x = constrain(patchify(latents.astype(dtype), patch=self.patch), axes=STREAM)
     x = constrain(Linear(d, axes=(None, "embed"), name="patch_in")(x), axes=STREAM)
+    if condition is not None:  # one linear over both, in two parts: the first may come trained
+      y = constrain(patchify(condition.astype(dtype), patch=self.patch), axes=STREAM)
+      linear = Linear(d, axes=(None, "embed"), use_bias=False, init=zeros, name="patch_condition")
+      x = constrain(x + linear(y), axes=STREAM)
     positions = FactorisedPositions(
       self.max_grid, d, init_scale=self.position_scale, name="positions"
     )(grid)
@@ -196,11 +207,12 @@ def forward_flops(
   d, f = network.width, network.mlp_width
   s = grid[0] * grid[1] * grid[2]
   words = sum(text_lengths.values())
-  values = network.channels * network.patch[0] * network.patch[1] * network.patch[2]
+  patch = network.patch[0] * network.patch[1] * network.patch[2]
+  values = patch * (2 * network.channels + network.condition_channels)  # in and out
   self_attention = 4 * s * d * d + 2 * s * s * d  # in multiply-adds
   cross_attention = 2 * s * d * d + 2 * words * d * d + 2 * s * words * d
   block = self_attention + cross_attention + 3 * s * d * f
   text = sum(text_lengths[name] * width * d for name, width in network.text_widths.items())
   modulation = 6 * d * d * (network.layers if network.per_layer_modulation else 1)
   time = TIME_WIDTH * d + d * d + modulation + (d * d if network.pooled_text else 0)
-  return 2.0 * batch * (network.layers * block + text + time + 2 * s * values * d)
+  return 2.0 * batch * (network.layers * block + text + time + s * values * d)

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -14,12 +13,13 @@ from vidgen.systems import make_stage
 from vidgen.train.data import ShardData
 from vidgen.train.experiment import Experiment
 from vidgen.train.programs import HostBatch
-from vidgen.train.rows import process_rows
+from vidgen.train.rows import on_host, process_rows
+from vidgen.train.upsampled import UpsampledData
 
 
 def open_data(
   experiment: Experiment, directory: str, *, workdir: str | Path, mesh: Mesh
-) -> "ShardData | EncodedData":
+) -> "ShardData | EncodedData | UpsampledData":
   """The data of a run on `mesh`: with the text encoders of its config, unless a cache is read.
 
   Raises:
@@ -38,7 +38,13 @@ def open_data(
     for name, source in inputs.encoders.items()
     if not inputs.embeddings
   }
-  return EncodedData(data, encoders, batch_size=config.batch_size) if encoders else data
+  found = EncodedData(data, encoders, batch_size=config.batch_size) if encoders else data
+  if inputs.degradation is None:
+    return found
+  return UpsampledData(
+    found, None, batch_size=config.batch_size, reconstruct=inputs.degradation.artifacts > 0,
+    mesh=mesh, rules=experiment.rules,
+  )  # fmt: skip
 
 
 def check_streams(experiment: Experiment, identities: Mapping[str, Mapping[str, Any]]) -> None:
@@ -133,16 +139,3 @@ class EncodedData:
   def close(self) -> None:
     """Stops threads and worker processes."""
     self._data.close()
-
-
-def on_host(batch: HostBatch) -> HostBatch:
-  """The batch with this process's rows of what lies on the devices."""
-  return {
-    name: _rows(array) if isinstance(array, jax.Array) else array for name, array in batch.items()
-  }
-
-
-def _rows(array: jax.Array) -> np.ndarray:
-  """The rows of `array`, split over its first axis alone, that devices of this process hold."""
-  shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
-  return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])

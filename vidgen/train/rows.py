@@ -1,5 +1,8 @@
 """Which rows of the global batch a process makes: those that its devices hold."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
@@ -33,3 +36,16 @@ def even_rows(batch_size: int) -> list[int]:
       f"a batch of {batch_size} does not divide over {jax.process_count()} processes"
     )
   return list(range(jax.process_index() * each, (jax.process_index() + 1) * each))
+
+
+def on_host(batch: Mapping[str, Any]) -> dict[str, Any]:
+  """The batch with this process's rows of what lies on the devices."""
+  return {
+    name: _rows(array) if isinstance(array, jax.Array) else array for name, array in batch.items()
+  }
+
+
+def _rows(array: jax.Array) -> np.ndarray:
+  """The rows of `array`, split over its first axis alone, that devices of this process hold."""
+  shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+  return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])

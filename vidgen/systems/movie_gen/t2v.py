@@ -3,11 +3,12 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
 from vidgen.diffusion import flow
@@ -15,29 +16,17 @@ from vidgen.diffusion.guidance import guided
 from vidgen.errors import ConfigError
 from vidgen.models.movie_gen_dit import MovieGenDiT, forward_flops
 from vidgen.nn.partition import axes_of, unboxed
-from vidgen.nn.patches import grid_of
+from vidgen.nn.patches import Grid, grid_of
 from vidgen.nn.remat import RematPolicy
 from vidgen.nn.words import END, ByteWordEncoder, word_encoder_flops, words_cut
-from vidgen.systems.stage import ArraySpec, Batch, BatchSpec, Metrics, Params, SampleSettings
-
-
-@dataclasses.dataclass(frozen=True)
-class BatchShape:
-  """One batch shape, in pixels. An image is a clip of one frame."""
-
-  name: str
-  frames: int
-  height: int
-  width: int
-
-
-@dataclasses.dataclass(frozen=True)
-class LatentConfig:
-  """What an autoencoder makes of a clip: `channels`, and the stride in time and in space."""
-
-  channels: int = 16
-  temporal_stride: int = 8
-  spatial_stride: int = 8
+from vidgen.systems.movie_gen.shapes import (
+  BatchShape,
+  LatentConfig,
+  array_spec,
+  check_shapes,
+  shape_of,
+)
+from vidgen.systems.stage import Batch, BatchSpec, Metrics, Params, SampleSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,19 +101,18 @@ class T2VConfig:
   def __post_init__(self):
     if bool(self.text_streams) == (self.text_encoder is not None):
       raise ValueError("give exactly one of text_streams and text_encoder")
-    if not self.buckets:
-      raise ValueError("buckets must not be empty")
     if self.width % self.heads:
       raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
     if self.time_scale <= 0 or self.noise_floor <= 0 or not 0 <= self.sigma_min < 1:
       raise ValueError("time_scale and noise_floor must be positive, sigma_min in [0, 1)")
-    names = [bucket.name for bucket in self.buckets]
-    if len(set(names)) != len(names):
-      raise ValueError(f"bucket names {names} are not unique")
+    check_shapes(self.buckets)
     for bucket in self.buckets:
-      grid = grid_of(self.latent_shape(bucket)[:3], patch=self.patch)
-      if any(side > most for side, most in zip(grid, self.max_grid, strict=True)):
-        raise ValueError(f"bucket {bucket.name}: grid {grid} exceeds max_grid {self.max_grid}")
+      self._check_grid(bucket)
+
+  def _check_grid(self, bucket: BatchShape) -> None:
+    grid = self.grid(self.latent_shape(bucket)[:3])
+    if any(side > most for side, most in zip(grid, self.max_grid, strict=True)):
+      raise ValueError(f"bucket {bucket.name}: grid {grid} exceeds max_grid {self.max_grid}")
 
   def latent_shape(self, bucket: BatchShape) -> tuple[int, int, int, int]:
     """t, h, w, c of what the network generates for `bucket`.
@@ -139,6 +127,32 @@ class T2VConfig:
       raise ValueError(f"bucket {bucket.name}: sides are not multiples of {stride}")
     frames = math.ceil(bucket.frames / self.latent.temporal_stride)
     return frames, bucket.height // stride, bucket.width // stride, self.latent.channels
+
+  def grid(self, shape: Sequence[int]) -> Grid:
+    """The patches along t, h and w that the network makes of latents of `shape` t x h x w.
+
+    Raises:
+      ValueError: a side is not a multiple of the patch.
+    """
+    return grid_of(shape, patch=self.patch)
+
+  def sample_shape(self, settings: SampleSettings) -> tuple[int, int, int, int]:
+    """t, h, w, c of what is generated with `settings`: the first bucket's, where they do not say.
+
+    Raises:
+      ConfigError: the network cannot make that shape.
+    """
+    sizes = {name: getattr(settings, name) for name in ("frames", "height", "width")}
+    asked = {name: size for name, size in sizes.items() if size is not None}
+    shape = dataclasses.replace(self.buckets[0], **asked)
+    try:
+      self._check_grid(shape)
+    except ValueError as error:
+      raise ConfigError(
+        f"samples of {shape.frames} x {shape.height} x {shape.width} (frames, height, width) "
+        f"cannot be made: {error}"
+      ) from error
+    return self.latent_shape(shape)
 
 
 Text = tuple[Mapping[str, Float[Array, "b _ _"]], Mapping[str, Bool[Array, "b _"]]]
@@ -194,6 +208,21 @@ class T2VStage:
     """Names of the batch shapes."""
     return tuple(bucket.name for bucket in self.config.buckets)
 
+  @property
+  def generated(self) -> tuple[str, ...]:
+    """What sampling makes: the clip, as pixels or as latents."""
+    return ("video", "latents")
+
+  @property
+  def required(self) -> tuple[str, ...]:
+    """Nothing: all parts of the parameters train."""
+    return ()
+
+  @property
+  def frozen(self) -> tuple[str, ...]:
+    """Nothing."""
+    return ()
+
   def init(self, rng: Key[Array, ""]) -> Params:
     """Fresh float32 parameters from one key."""
     return unboxed(self._boxed(rng))
@@ -208,9 +237,10 @@ class T2VStage:
     latents = jnp.zeros((1, *self.config.patch, self.network.channels))
     text = {name: jnp.zeros((1, 1, w)) for name, w in self.network.text_widths.items()}
     masks = {name: jnp.ones((1, 1), bool) for name in text}
-    params = {
-      "network": self.network.init(network_rng, latents, jnp.zeros(1), text, masks)["params"]
-    }
+    channels = self.network.condition_channels
+    condition = jnp.zeros((1, *self.config.patch, channels)) if channels else None
+    inputs = (latents, jnp.zeros(1), text, masks, condition)
+    params = {"network": self.network.init(network_rng, *inputs)["params"]}
     if self.encoder is not None:
       tokens = jnp.full((1, 1), END, jnp.int32)
       params["text"] = self.encoder.init(text_rng, tokens, jnp.ones((1, 1), bool))["params"]
@@ -229,7 +259,7 @@ class T2VStage:
     noise, time = jax.vmap(lambda key: self._draw(key, data.shape[1:]))(rng)
     time = flow.FlowTime(time)
     x = self.flow.path(noise, data, time)
-    prediction = self._predict(params, x, time, self._text(params, batch))
+    prediction = self._predict(params, x, time, self._conditions(params, batch))
     if self.config.prediction == "velocity":
       error = prediction - self.flow.velocity(noise, data)
     else:  # the same error, but for the floor: dividing by sigma turns data into velocity
@@ -249,9 +279,13 @@ class T2VStage:
     noise_rng, time_rng = jax.random.split(rng)
     return jax.random.normal(noise_rng, shape), self.times.draw(time_rng)
 
-  def _predict(self, params: Params, x: Array, time: flow.FlowTime, text: Text) -> Array:
-    out: Any = self.network.apply({"params": params["network"]}, x, time.value, *text)
+  def _predict(self, params: Params, x: Array, time: flow.FlowTime, conditions: Any) -> Array:
+    out: Any = self.network.apply({"params": params["network"]}, x, time.value, *conditions)
     return out
+
+  def _conditions(self, params: Params, batch: Batch) -> Any:
+    """What the network is told besides `x` and the time: a pytree, axis b first."""
+    return self._text(params, batch)
 
   def _text(self, params: Params, batch: Batch) -> Text:
     if self.encoder is None:
@@ -275,26 +309,26 @@ class T2VStage:
   def sample(
     self, params: Params, inputs: Batch, rng: Key[Array, " b"], settings: SampleSettings
   ) -> dict[str, Array]:
-    """Samples of the first bucket's shape for the text of `inputs`, noise from a key each.
+    """Samples of the shape that `settings` say for the text of `inputs`, noise from a key each.
 
     Returns "latents" [b, t, h, w, c], and "video" [b, t, h, w, 3] in [-1, 1] where this stage can
     decode: the latents of an autoencoder are the autoencoder's to decode.
     """
-    shape = self.config.latent_shape(self.config.buckets[0])
+    shape = self.config.sample_shape(settings)
     noise = jax.vmap(lambda key: jax.random.normal(key, shape))(rng)
     velocity = guided(
-      lambda x, time, text: self._velocity(params, x, time, text),
-      conditional=self._text(params, inputs),
-      null=self._text(params, self._without_text(inputs)),
+      lambda x, time, conditions: self._velocity(params, x, time, conditions),
+      conditional=self._conditions(params, inputs),
+      null=self._conditions(params, self._without_text(inputs)),
       scale=settings.guidance_scale,
     )
-    latents = flow.euler(velocity, noise, times=_times(settings))
+    latents = flow.euler(velocity, noise, times=sampler_times(settings))
     if self.config.latent is not None:
       return {"latents": latents}
     return {"latents": latents, "video": self.decode(params, latents)}
 
-  def _velocity(self, params: Params, x: Array, time: flow.FlowTime, text: Text) -> Array:
-    prediction = self._predict(params, x, time, text)
+  def _velocity(self, params: Params, x: Array, time: flow.FlowTime, conditions: Any) -> Array:
+    prediction = self._predict(params, x, time, conditions)
     if self.config.prediction == "velocity":
       return prediction
     return self.flow.velocity_from_data(prediction, x, time)
@@ -322,25 +356,23 @@ class T2VStage:
     Raises:
       ConfigError: no such bucket.
     """
-    shapes = {b.name: self.config.latent_shape(b) for b in self.config.buckets}
-    if bucket not in shapes:
-      raise ConfigError(f"unknown bucket {bucket!r}; known are {', '.join(shapes)}")
+    shape = self.config.latent_shape(shape_of(self.config.buckets, bucket))
     name = "video" if self.config.latent is None else "latents"
-    spec = {name: _spec((batch_size, *shapes[bucket]), jnp.float32)}
+    spec = {name: array_spec((batch_size, *shape), jnp.float32)}
     if self.config.text_encoder is not None:
       tokens = (batch_size, self.config.text_encoder.length)
-      spec["text"] = _spec(tokens, jnp.int32)
-      spec["text_mask"] = _spec(tokens, jnp.bool_)
+      spec["text"] = array_spec(tokens, jnp.int32)
+      spec["text_mask"] = array_spec(tokens, jnp.bool_)
     for name, stream in self.config.text_streams.items():
-      spec[name] = _spec((batch_size, stream.length, stream.width), jnp.float32)
-      spec[f"{name}_mask"] = _spec((batch_size, stream.length), jnp.bool_)
-    spec["fps"] = _spec((batch_size,), jnp.float32)
+      spec[name] = array_spec((batch_size, stream.length, stream.width), jnp.float32)
+      spec[f"{name}_mask"] = array_spec((batch_size, stream.length), jnp.bool_)
+    spec["fps"] = array_spec((batch_size,), jnp.float32)
     return spec
 
   def flops(self, batch_spec: BatchSpec) -> float:
     """FLOPs of the matrix products of one forward pass over such a batch."""
     shape = batch_spec["video" if self.config.latent is None else "latents"].shape
-    grid = grid_of(shape[1:4], patch=self.config.patch)
+    grid = self.config.grid(shape[1:4])
     if self.encoder is None:
       lengths = {name: batch_spec[name].shape[1] for name in self.config.text_streams}
       return forward_flops(self.network, grid=grid, text_lengths=lengths, batch=shape[0])
@@ -349,11 +381,8 @@ class T2VStage:
     return text + forward_flops(self.network, grid=grid, text_lengths=lengths, batch=shape[0])
 
 
-def _spec(shape: tuple[int, ...], dtype) -> ArraySpec:
-  return ArraySpec(shape, dtype, ("batch", *(None,) * (len(shape) - 1)))
-
-
-def _times(settings: SampleSettings):
+def sampler_times(settings: SampleSettings) -> np.ndarray:
+  """The times at which a sampler stops, from noise to data; float64 [steps + 1]."""
   if settings.schedule == "linear":
     return flow.linear_times(settings.steps)
   return flow.linear_quadratic_times(settings.steps, linear_steps=settings.linear_steps)
