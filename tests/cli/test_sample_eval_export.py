@@ -75,18 +75,18 @@ def test_the_batch_size_changes_nothing_but_the_last_bits(workdir, samples, prom
 DIE = """
 import os, signal, sys
 from vidgen.cli import main
-from vidgen.evals import generation
+from vidgen.evals import sample_files
 
-written, write = [], generation.write_whole
+written, write = [], sample_files.write_whole
 
 def write_or_die(path, content):
   written.append(path)
-  if len(written) == 37:  # within the latents of the second batch of eight
+  if len(written) == 29:  # within the latents of the second batch of eight
     path.with_name(f".{path.name}.1.partial").write_bytes(content[: len(content) // 2])
     os.kill(os.getpid(), signal.SIGKILL)
   write(path, content)
 
-generation.write_whole = write_or_die
+sample_files.write_whole = write_or_die
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -44,13 +44,13 @@ def run(directory, texts, *, use, progress=lambda done, total: None, step=5, key
   origins = [
     SampleOrigin(
       index=i, prompt=text, seed=int(use.seed), step=step, weights="ema",
-      config_digest="c" * 64, params_digest="p" * 64, settings=experiment().sample,
+      config_digest="c" * 64, params_digest="p" * 64, settings=experiment().sample, fps=4.0,
     )
     for i, text in enumerate(texts)
   ]  # fmt: skip
   return generate(
     directory, prompts=prompts, origins=origins, stage=stage(), sampler=use,
-    tokenizer=ByteTokenizer(), fps=4.0, progress=progress,
+    tokenizer=ByteTokenizer(), progress=progress,
   )  # fmt: skip
 
 

@@ -80,8 +80,8 @@ def save_again(workdir, one):
   """From now on, what `start` restores is saved at once in `again` as well."""
   start = loop.start
 
-  def noted(programs, *, data, checkpoints, allowed):
-    state = start(programs, data=data, checkpoints=checkpoints, allowed=allowed)
+  def noted(programs, *, data, **rest):
+    state = start(programs, data=data, **rest)
     if int(state.step):
       position = {"iterator": data.get_state(), "description": data.describe()}
       again = Checkpoints(workdir / "again", keep=100)

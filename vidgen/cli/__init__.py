@@ -16,7 +16,9 @@ from vidgen.errors import ConfigError, VidgenError
 VERBS = {
   "data": "build a dataset from a recipe, or check one",
   "train": "train a stage; resumes by itself",
+  "average": "the mean of the parameters of several runs",
   "sample": "generate videos from prompts",
+  "upsample": "make samples larger",
   "eval": "score generated samples",
   "plan": "compile a config for accelerators that are not there",
   "export": "write weights or a runnable program for serving",
@@ -32,6 +34,7 @@ EXIT_CODES = """exit codes: 0 done; 1 any other failure, nothing saved for it;
 6 hung: no step for train.hang_seconds, nothing saved for it;
 130 interrupted (Ctrl-C); 143 preempted and saved"""
 INTERRUPTED = 130  # as a shell says it of SIGINT
+OF_URLS = ("--rewriter",)  # the options whose value is a URL
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args.overrides = rest
     if rest and not getattr(args, "takes_overrides", False):
       raise ConfigError(f"unknown argument {rest[0]!r}; see vidgen {args.verb} --help")
-    bucket = next((a for a in arguments if "://" in a), None)
+    bucket = next((a for a in _paths(arguments) if "://" in a), None)
     if bucket:
       raise ConfigError(f"{bucket}: URLs are not paths; mount the bucket and name that folder")
     return importlib.import_module(f"vidgen.cli.{args.verb}").run(args) or 0
@@ -77,3 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
   except KeyboardInterrupt:
     print(f"vidgen {args.verb}: interrupted", file=sys.stderr)
     return INTERRUPTED
+
+
+def _paths(arguments: Sequence[str]) -> list[str]:
+  """The arguments less the values of options that take a URL."""
+  pairs = zip(["", *arguments], arguments, strict=False)
+  return [a for before, a in pairs if before not in OF_URLS and a.split("=")[0] not in OF_URLS]

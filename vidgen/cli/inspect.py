@@ -83,10 +83,12 @@ def inspect_workdir(workdir: Path, *, step: int | None) -> dict[str, Any]:
     axes = {row["name"]: row["axes"] for row in _of_stage(from_plain(config))}
   except ConfigError:  # written by a version that knew other keys: the arrays are still there
     axes = {}
+  # An average of runs has no other parameters.
+  item = "params" if any(r.item == "params" for r in manifest.arrays) else "ema"
   rows = [
     {"name": r.path, "shape": list(r.shape), "dtype": r.dtype, "axes": axes.get(r.path)}
     for r in manifest.arrays
-    if r.item == "params"
+    if r.item == item
   ]
   size = sum(file.size for file in manifest.files)
   print(f"{len(manifest.files)} files, {size:,} bytes: verified in {seconds:.2f} s")

@@ -3,9 +3,11 @@
 import argparse
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from vidgen.errors import Preempted
+from vidgen.errors import ConfigError, Preempted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default=[],
     metavar="KEY",
     help="accept that this key of the config (or 'data', or 'all') differs from the checkpoint's",
+  )
+  parser.add_argument(
+    "--start-from",
+    metavar="WORKDIR[@STEP]",
+    help="another run, whose parameters this one begins with while it has no checkpoint of its own"
+    " (config.start; a part that has another shape there is told, or listed in config.start.fresh)",
   )
   parser.add_argument(
     "--compilation-cache",
@@ -59,7 +67,10 @@ def run(args: argparse.Namespace) -> None:
   from vidgen.train.cluster import find_group, join
   from vidgen.train.experiment import resolve
 
-  experiment = resolve(load_config(args.config, parse_overrides(args.overrides)))
+  overrides = parse_overrides(args.overrides)
+  if args.start_from:
+    overrides |= start_overrides(args.start_from, overrides)
+  experiment = resolve(load_config(args.config, overrides))
   group = find_group(
     os.environ, coordinator=args.coordinator, processes=args.processes, process=args.process
   )
@@ -91,6 +102,20 @@ def run(args: argparse.Namespace) -> None:
     if jax.process_count() == 1 or isinstance(error, Preempted):  # the others leave, too
       raise
     leave(error, verb="vidgen train")
+
+
+def start_overrides(run: str, given: Mapping[str, Any]) -> dict[str, Any]:
+  """What `--start-from WORKDIR[@STEP]` means for the config.
+
+  Raises:
+    ConfigError: `given` overrides say where to start from, too.
+  """
+  from vidgen.train.trained import run_and_step
+
+  if both := sorted({"start.workdir", "start.step"} & set(given)):
+    raise ConfigError(f"--start-from and --config.{both[0]}: give one of them")
+  workdir, step = run_and_step(run)
+  return {"start.workdir": workdir, "start.step": step}
 
 
 def default_cache(workdir: str) -> Path | None:

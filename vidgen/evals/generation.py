@@ -1,42 +1,54 @@
 """From prompts to a folder of samples: latents first, then videos, then the records.
 
-  latents/<i>.npy, .json   what the network made, and the origin it was made from
-  <i>.mp4, <i>.gif         the video of sample i
-  sheet.png                frames of the first samples under their prompts
-  samples.jsonl            the records, written when all the rest is there
+  latents/, <i>.mp4, .gif   the files of each sample (`sample_files`)
+  sheet.png                 frames of the first samples under their prompts
+  samples.jsonl             the records, written when all the rest is there
 
 Latents are on disk before they are decoded. When the same run is started again, those whose origin
 is the same and whose bytes are whole are not made a second time.
 """
 
 import dataclasses
-import hashlib
-import io
-import json
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 
-from vidgen import config as cfg
-from vidgen.errors import ConfigError, NonFiniteError
+from vidgen.errors import ConfigError
+from vidgen.evals import sample_files as files
 from vidgen.evals.samples import FILE, SampleOrigin, SampleRecord, write_records
 from vidgen.inputs.encoders import TextEncoder
 from vidgen.inputs.prompts import Prompt
 from vidgen.inputs.text import Tokenizer, is_cut, tokenize
-from vidgen.media.gif import encode_gif
 from vidgen.media.sheet import contact_sheet
-from vidgen.media.video import encode_mp4, to_uint8
-from vidgen.systems import Stage
+from vidgen.systems import ArraySpec, Stage
 from vidgen.systems.sampling import Sampler, input_spec
 from vidgen.whole_file import remove_leftovers, write_whole
 
 ON_SHEET = 32  # samples
 NONE: Mapping[str, TextEncoder] = types.MappingProxyType({})
-CRF = 12  # H.264 quality of a sample: few pixels, to be looked at and to be scored
+WHOLE = 256 << 20  # bytes of float32 video: what is larger is decoded clip by clip, in pieces
+
+
+@runtime_checkable
+class Autoencoder(Protocol):
+  """What decodes the latents of a stage that cannot: videos [b, t, h, w, 3] in [-1, 1]."""
+
+  @property
+  def identity(self) -> Mapping[str, Any]:
+    """What it is, by digests."""
+    ...
+
+  def decode(self, latents: np.ndarray, *, frames: int) -> Any:
+    """The first `frames` frames of latents [b, t, h, w, c]."""
+    ...
+
+  def stream(self, latents: np.ndarray, *, frames: int) -> Iterator[Any]:
+    """The same, in pieces along t, so that memory does not grow with the clip."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,14 +67,15 @@ def text_inputs(
   tokenizer: Tokenizer,
   fps: float,
   encoders: Mapping[str, TextEncoder] = NONE,
+  given: Collection[str] = (),
 ) -> dict[str, np.ndarray]:
   """What `stage` samples from, for each prompt: what it reads of "text", "text_mask" and "fps", or
-  the streams of `encoders`.
+  the streams of `encoders`; less what is `given` to it otherwise.
 
   Raises:
     ConfigError: the stage reads what neither the tokenizer nor the encoders make.
   """
-  spec = input_spec(stage, len(prompts))
+  spec = _read(stage, len(prompts), given)
   streams = {name for stream in encoders for name in (stream, f"{stream}_mask")}
   if unknown := sorted(set(spec) - {"text", "text_mask", "fps"} - streams):
     raise ConfigError(
@@ -86,22 +99,27 @@ def text_inputs(
   return {name: inputs[name] for name in spec}
 
 
-def _cut(
+def _read(stage: Stage, count: int, given: Collection[str]) -> dict[str, ArraySpec]:
+  return {name: x for name, x in input_spec(stage, count).items() if name not in given}
+
+
+def cut_texts(
   stage: Stage,
   prompts: Sequence[str],
   *,
   tokenizer: Tokenizer,
   fps: float,
   encoders: Mapping[str, TextEncoder],
+  given: Collection[str] = (),
 ) -> list[bool]:
   """Which prompts are longer than the stage or one of its encoders reads."""
-  spec = input_spec(stage, len(prompts))
+  spec = _read(stage, len(prompts), given)
   cut = np.zeros(len(prompts), bool)
   for name, encoder in encoders.items():
     if name in spec:
       cut |= np.array(encoder.cut(prompts), bool)
   if "text" in spec:
-    inputs = text_inputs(stage, prompts, tokenizer=tokenizer, fps=fps)
+    inputs = text_inputs(stage, prompts, tokenizer=tokenizer, fps=fps, given=given)
     length = inputs["text"].shape[1]
     cut |= np.array([is_cut(tokenizer, p, length=length) for p in prompts], bool)
     cut |= np.asarray(jax.jit(stage.text_cut)(inputs))
@@ -116,13 +134,27 @@ def generate(
   stage: Stage,
   sampler: Sampler,
   tokenizer: Tokenizer,
-  fps: float,
   encoders: Mapping[str, TextEncoder] = NONE,
+  autoencoder: Autoencoder | None = None,
+  identity: Mapping[str, Any] | None = None,
+  shape: Sequence[int] | None = None,
+  decode: bool = True,
   progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Generated:
   """Samples every prompt into `directory`; `progress` is told (done, total).
 
-  `encoders` make the text streams of a stage that reads embeddings.
+  Args:
+    directory: a folder, made if it is not there.
+    prompts: of each sample.
+    origins: of each sample; all of one rate.
+    stage: what makes the latents; it decodes them, unless there is an autoencoder.
+    sampler: of the stage.
+    tokenizer: for a stage that reads tokens.
+    encoders: make the text streams of a stage that reads embeddings.
+    autoencoder: decodes the latents.
+    identity: of the autoencoder that the latents are for, where none is here.
+    shape: frames, height and width of a video; needed where latents are an autoencoder's.
+    decode: False leaves it at the latents, without records; the same call without it goes on.
 
   Raises:
     ConfigError: as `text_inputs`.
@@ -133,14 +165,17 @@ def generate(
   (directory / FILE).unlink(missing_ok=True)  # complete again when this run is
   for folder in (directory, directory / "latents"):
     remove_leftovers(folder)
-  texts = [prompt.text for prompt in prompts]
+  texts = [origin.read for origin in origins]
+  fps = origins[0].fps
   reads: dict[str, Any] = {"tokenizer": tokenizer, "fps": fps, "encoders": encoders}
   text_inputs(stage, texts[:1], **reads)  # what it cannot sample from, it cannot from the start
-  cut = _cut(stage, texts, **reads)
-  made = {o.index: hashed for o in origins if (hashed := _finished(directory, o)) is not None}
+  cut = cut_texts(stage, texts, **reads)
+  found = ((o.index, files.finished_latents(directory, o)) for o in origins)
+  made = {index: hashed for index, hashed in found if hashed is not None}
   reused = len(made)
+  identity = identity if autoencoder is None else autoencoder.identity
 
-  records, sheet = [], []
+  records, sheet, done = [], [], 0
   progress(0, len(origins))
   for start in range(0, len(origins), sampler.batch_size):
     batch = list(range(start, min(start + sampler.batch_size, len(origins))))
@@ -152,92 +187,63 @@ def generate(
       inputs = text_inputs(stage, [texts[i] for i in batch], **reads)
       latents = sampler.latents(inputs, index)
       for i in wanted:
-        made[origins[i].index] = _write_latents(directory, origins[i], latents[i - start])
-    videos = sampler.decode(np.stack([_read_latents(directory, origins[i]) for i in batch]))
-    for i, video in zip(batch, videos, strict=True):
-      if len(sheet) < ON_SHEET:
-        sheet.append(video)
-      latents_sha256 = made[origins[i].index]
-      records.append(
-        _write_video(
-          directory,
-          video,
-          origin=origins[i],
-          prompt=prompts[i],
-          cut=cut[i],
-          fps=fps,
-          latents_sha256=latents_sha256,
+        array = latents[i - start]
+        made[origins[i].index] = files.write_latents(
+          directory, origins[i], array,
+          frames=shape[0] if shape else len(array), autoencoder=identity,
         )  # fmt: skip
-      )
-    progress(len(records), len(origins))
-  captions = [p.text for p in prompts[: len(sheet)]]
-  write_whole(directory / "sheet.png", contact_sheet(np.stack(sheet), captions=captions, across=2))
-  write_records(directory, records)
+    if decode:
+      stack = np.stack([files.read_latents(directory, origins[i].index) for i in batch])
+      clips = _videos(stack, sampler=sampler, autoencoder=autoencoder, shape=shape)
+      for i, pieces in zip(batch, clips, strict=True):
+        origin = origins[i]
+        video = files.write_video(directory, origin.index, pieces, fps=fps)
+        if len(sheet) < ON_SHEET:
+          sheet.append(video.preview)
+        records.append(_record(origin, prompts[i], video, cut=cut[i], latents=made[origin.index]))
+    done += len(batch)
+    progress(done, len(origins))
+  if decode:
+    captions = [p.text for p in prompts[: len(sheet)]]
+    png = contact_sheet(np.stack(sheet), captions=captions, across=2)
+    write_whole(directory / "sheet.png", png)
+    write_records(directory, records)
   return Generated(tuple(records), reused, sum(cut))
 
 
-def _latents_path(directory: Path, origin: SampleOrigin) -> Path:
-  return directory / "latents" / f"{origin.index:05d}.npy"
-
-
-def _finished(directory: Path, origin: SampleOrigin) -> str | None:
-  """The SHA-256 of the latents of `origin` if they are there and whole."""
-  path = _latents_path(directory, origin)
-  try:
-    note = json.loads(path.with_suffix(".json").read_bytes())
-    if note["origin"] == json.loads(cfg.canonical_json(origin)):
-      if hashlib.sha256(path.read_bytes()).hexdigest() == note["sha256"]:
-        return note["sha256"]
-  except (OSError, ValueError, KeyError, TypeError, RecursionError):
-    pass  # absent, or cut short by a kill: made again
-  return None
-
-
-def _write_latents(directory: Path, origin: SampleOrigin, array: np.ndarray) -> str:
-  if not np.isfinite(array).all():
-    raise NonFiniteError(f"sample {origin.index}: its latents hold values that are not finite")
-  file = io.BytesIO()
-  np.save(file, np.asarray(array, np.float32), allow_pickle=False)
-  content = file.getvalue()
-  sha256 = hashlib.sha256(content).hexdigest()
-  path = _latents_path(directory, origin)
-  path.with_suffix(".json").unlink(missing_ok=True)  # never the note of other latents
-  write_whole(path, content)
-  note = cfg.canonical_json({"origin": origin, "sha256": sha256})
-  write_whole(path.with_suffix(".json"), note.encode())
-  return sha256
-
-
-def _read_latents(directory: Path, origin: SampleOrigin) -> np.ndarray:
-  return np.load(_latents_path(directory, origin), allow_pickle=False)
-
-
-def _write_video(
-  directory: Path,
-  video: np.ndarray,
+def _videos(
+  latents: np.ndarray,
   *,
-  origin: SampleOrigin,
-  prompt: Prompt,
-  cut: bool,
-  fps: float,
-  latents_sha256: str,
+  sampler: Sampler,
+  autoencoder: Autoencoder | None,
+  shape: Sequence[int] | None,
+) -> Iterator[Iterator[np.ndarray]]:
+  """The videos of latents [n, t, h, w, c], each in pieces [t, h, w, 3]."""
+  if autoencoder is None:
+    for video in sampler.decode(latents):
+      yield iter((video,))
+    return
+  assert shape is not None  # the caller's, with an autoencoder
+  frames, height, width = shape
+  if 4 * 3 * len(latents) * frames * height * width <= WHOLE:
+    for video in np.asarray(autoencoder.decode(latents, frames=frames)):
+      yield iter((video,))
+    return
+  for one in latents:
+    yield (np.asarray(piece)[0] for piece in autoencoder.stream(one[None], frames=frames))
+
+
+def _record(
+  origin: SampleOrigin, prompt: Prompt, video: files.VideoFile, *, cut: bool, latents: str
 ) -> SampleRecord:
-  if not np.isfinite(video).all():
-    raise NonFiniteError(f"sample {origin.index}: its video holds values that are not finite")
-  name = f"{origin.index:05d}"
-  mp4 = encode_mp4(to_uint8(video), fps=fps, crf=CRF)
-  write_whole(directory / f"{name}.mp4", mp4)
-  write_whole(directory / f"{name}.gif", encode_gif(video, fps=fps))
-  frames, height, width, _ = video.shape
   return SampleRecord(
     **{f.name: getattr(origin, f.name) for f in dataclasses.fields(origin)},
     key=prompt.key,
     cut=cut,
-    file=f"{name}.mp4",
-    sha256=hashlib.sha256(mp4).hexdigest(),
-    latents_sha256=latents_sha256,
-    frames=frames,
-    height=height,
-    width=width,
-    fps=fps,
+    file=video.file,
+    sha256=video.sha256,
+    latents_sha256=latents,
+    frames=video.frames,
+    height=video.height,
+    width=video.width,
   )

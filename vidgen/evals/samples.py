@@ -32,7 +32,9 @@ class SampleOrigin:
   """All that the latents of a sample follow from.
 
   `config_digest` is of the checkpoint's config, `params_digest` of the parameters that `weights`
-  ("ema" or "params") names, at `step`.
+  ("ema" or "params") names, at `step`. `rewrite` is the prompt as it was rewritten, None if it was
+  not; `text` what the model read of either, behind its prefix; "" where that is the prompt itself.
+  `source` is the SHA-256 of the video that was upsampled, "" of a sample made from text alone.
   """
 
   index: int
@@ -43,13 +45,22 @@ class SampleOrigin:
   config_digest: str
   params_digest: str
   settings: SampleSettings
+  fps: float
+  rewrite: str | None = None
+  text: str = ""
+  source: str = ""
+
+  @property
+  def read(self) -> str:
+    """What the model read."""
+    return self.text or self.prompt
 
 
 @dataclasses.dataclass(frozen=True)
 class SampleRecord:
   """A line of `samples.jsonl`: the origin, and the file with its SHA-256.
 
-  `key` is that of the example in the data set, where the prompts had one. `cut`: the prompt was
+  `key` is that of the example in the data set, where the prompts had one. `cut`: the text was
   longer than the model reads.
   """
 
@@ -70,6 +81,9 @@ class SampleRecord:
   height: int
   width: int
   fps: float
+  rewrite: str | None = None
+  text: str = ""
+  source: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,7 +39,12 @@ def text_of(caption: str, *, reads: str) -> str:
   """What an encoder reads of a caption: all, or its words in double quotes, straight or curly."""
   if reads == "caption":
     return caption
-  return " ".join(one or other for one, other in _QUOTED.findall(caption))
+  return " ".join(quoted(caption))
+
+
+def quoted(caption: str) -> list[str]:
+  """What stands in double quotes, straight or curly, in order."""
+  return [one or other for one, other in _QUOTED.findall(caption)]
 
 
 def identity_of(

@@ -22,6 +22,8 @@ from vidgen.media.report_samples import samples_section
 from vidgen.media.report_scores import headline, scores_section
 from vidgen.media.run_files import Run, read_run, series
 
+COLOURS = 4  # of curves, in report.css
+
 
 def write_report(
   workdir: Path,
@@ -159,12 +161,14 @@ def _training(run: Run) -> Html:
   losses += [
     Series("held out", s.steps, s.values, kind="points") for s in run.curves("held_out_loss")
   ]
+  by_bucket = run.by_bucket("held_out_loss")
   bad = run.bad_steps()
   charts = [
-    _chart(
+    *_charts(
       "Loss", losses, run,
       note=f"Steps that were not finite and changed nothing: {bad:,}." if bad else "",
     ),
+    *(_charts("Held-out loss by bucket", by_bucket, run) if by_bucket else ()),
     _chart(
       "Gradient norm", [series("gradient norm", run.train, "gradient_norm")], run,
       note="Before clipping.",
@@ -178,6 +182,16 @@ def _training(run: Run) -> Html:
     section_head("Training", note=run.missing.get("curves, some")),
     tag("div", *charts, class_="charts"),
   )
+
+
+def _charts(title: str, curves: list[Series], run: Run, **words: str) -> list[Html]:
+  """Charts of at most as many curves each as there are colours."""
+  groups = [curves[i : i + COLOURS] for i in range(0, max(1, len(curves)), COLOURS)]
+  names = [f"{title}, {i} of {len(groups)}" for i in range(1, len(groups) + 1)]
+  return [
+    _chart(name if len(groups) > 1 else title, group, run, **words)
+    for name, group in zip(names, groups, strict=True)
+  ]
 
 
 def _chart(title: str, curves: list[Series], run: Run, **words: str) -> Html:

@@ -81,6 +81,14 @@ class Run:
         rows[str(row.get("bucket", ""))].append(row)
     return [series(bucket or key, found, key) for bucket, found in rows.items()]
 
+  def by_bucket(self, key: str) -> list[Series]:
+    """Curves of what train.jsonl holds as KEY/BUCKET: a held-out value of each bucket."""
+    names = {name for row in self.train for name in row if name.startswith(f"{key}/")}
+    return [
+      series(name.removeprefix(f"{key}/"), [row for row in self.train if name in row], name)
+      for name in sorted(names)
+    ]
+
   def bad_steps(self) -> int:
     """How many steps changed nothing because a value was not finite."""
     return sum(bool(row.get("bad_steps")) for row in self.train)

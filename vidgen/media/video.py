@@ -1,6 +1,8 @@
 """MP4 files: H.264 video with, where wanted, AAC sound."""
 
+import itertools
 import tempfile
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 
@@ -28,9 +30,12 @@ def to_uint8(video: np.ndarray) -> np.ndarray:
   return np.rint(np.clip(video.astype(np.float32) * 127.5 + 127.5, 0, 255)).astype(np.uint8)
 
 
+Frames = UInt8[np.ndarray, "t h w 3"]
+
+
 def write_mp4(
   path: str | Path,
-  frames: UInt8[np.ndarray, "t h w 3"],
+  frames: Frames | Iterable[Frames],
   *,
   fps: float,
   audio: Float[np.ndarray, "n"] | None = None,
@@ -42,7 +47,7 @@ def write_mp4(
 
   Args:
     frames: RGB; sides must be even, as colour is stored at half resolution (yuv420p, BT.709,
-      tagged so).
+      tagged so). Of a long clip, pieces in order, of which no more than one is held at a time.
     audio: mono, [-1, 1], at `sample_rate`.
     crf: H.264 quality, 0 (lossless) to 51.
     preset: of x264, "ultrafast" to "veryslow".
@@ -50,8 +55,10 @@ def write_mp4(
   Raises:
     ValueError: no frames, or odd sides.
   """
-  if not len(frames) or frames.shape[1] % 2 or frames.shape[2] % 2:
-    raise ValueError(f"video of shape {frames.shape}: needs frames, and even height and width")
+  pieces = iter([frames] if isinstance(frames, np.ndarray) else frames)
+  first = next((piece for piece in pieces if len(piece)), np.zeros((0, 0, 0, 3), np.uint8))
+  if not len(first) or first.shape[1] % 2 or first.shape[2] % 2:
+    raise ValueError(f"video of shape {first.shape}: needs frames, and even height and width")
   # Putting the index in front ("faststart") rereads the file, so this cannot be a stream in memory.
   with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
     container.flags |= Flags.bitexact.value  # no library version in the file
@@ -60,15 +67,15 @@ def write_mp4(
     options = {"crf": str(crf), "preset": preset, "threads": "1", "x264-params": "mbtree=0"}
     rate = Fraction(fps).limit_denominator(1001)
     picture = container.add_stream("libx264", rate=rate, options=options)
-    _describe(picture, height=frames.shape[1], width=frames.shape[2])
+    _describe(picture, height=first.shape[1], width=first.shape[2])
     # Both streams must exist before the first packet is written.
     sound = None if audio is None else _add_sound(container, sample_rate)
-    _encode_frames(container, picture, frames)
+    _encode_frames(container, picture, itertools.chain([first], pieces))
     if sound is not None and audio is not None:
       _encode_sound(container, sound, audio)
 
 
-def encode_mp4(frames: UInt8[np.ndarray, "t h w 3"], **settings) -> bytes:
+def encode_mp4(frames: Frames | Iterable[Frames], **settings) -> bytes:
   """`write_mp4` to bytes; takes the same arguments after the path."""
   with tempfile.TemporaryDirectory(prefix="vidgen-") as folder:
     path = Path(folder, "clip.mp4")
@@ -85,9 +92,11 @@ def _describe(stream: VideoStream, *, height: int, width: int) -> None:
   context.color_trc = ColorTrc.BT709
 
 
-def _encode_frames(container: OutputContainer, stream: VideoStream, frames: np.ndarray) -> None:
+def _encode_frames(
+  container: OutputContainer, stream: VideoStream, pieces: Iterable[Frames]
+) -> None:
   reformatter = VideoReformatter()  # one for all frames: setting up the conversion costs the most
-  for array in frames:
+  for array in itertools.chain.from_iterable(pieces):
     frame = reformatter.reformat(
       VideoFrame.from_ndarray(array, format="rgb24"),
       format="yuv420p",

@@ -209,6 +209,30 @@ class Checkpoints:
       found = self._read(step, manifest, which, wanted)
     return it.nest(found) if like is None else it.unflatten(like, found)
 
+  def arrays(self, which: str, *, step: int | None = None) -> it.Arrays:
+    """Shape and dtype of every array of an item, such as "ema", by its path; {} without the item.
+
+    Raises:
+      CheckpointError: there is no such step, or its manifest is damaged.
+    """
+    step = self._choose(step)
+    with self._offering(step):
+      return {r.path: r.abstract for r in self._manifest(step).arrays if r.item == which}
+
+  def restore_arrays(self, which: str, *, step: int, leaves: it.Arrays) -> it.Arrays:
+    """Restores some arrays of an item, and verifies them; `leaves` by path as `like` in `restore`.
+
+    Raises:
+      CheckpointError: as for `restore`.
+    """
+    self.verify(step, arrays=False)
+    return self.read_arrays(which, step=step, leaves=leaves)
+
+  def read_arrays(self, which: str, *, step: int, leaves: it.Arrays) -> it.Arrays:
+    """As `restore_arrays`, comparing these arrays alone; of a step whose files are verified."""
+    with self._offering(step):
+      return self._read(step, self._manifest(step), which, leaves)
+
   def read_config(self, step: int | None = None) -> dict:
     """The config that `step`, or the newest step, was saved with, as JSON.
 

@@ -15,6 +15,8 @@ from vidgen.inputs.config import InputConfig
 from vidgen.nn.attention import AttentionConfig
 from vidgen.systems import SampleSettings, stage_config
 
+Weights = Literal["ema", "params"]
+
 
 def _positive(config: Any, *names: str) -> None:
   for name in names:
@@ -26,6 +28,14 @@ def _fraction(config: Any, *names: str) -> None:
   for name in names:
     if not 0 <= getattr(config, name) < 1:
       raise ValueError(f"{name} must lie in [0, 1), got {getattr(config, name)}")
+
+
+def _compile(*patterns: str) -> None:
+  for pattern in patterns:
+    try:
+      re.compile(pattern)
+    except re.error as error:
+      raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,17 +74,21 @@ class OptimizerConfig:
       raise ValueError("warmup_steps and weight_decay must not be negative")
     if any(multiplier < 0 for multiplier in self.groups.values()):
       raise ValueError("a learning rate multiplier of groups is negative")
-    for pattern in (*self.groups, *self.frozen, *self.vectors):
-      try:
-        re.compile(pattern)
-      except re.error as error:
-        raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+    _compile(*self.groups, *self.frozen, *self.vectors)
+
+
+def optimizer_label(pattern: str) -> str:
+  """What the part of the parameters that a regex of `TrainConfig.optimizers` finds is called."""
+  return "_".join(re.findall(r"\w+", pattern))
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
   """How long, how large and how watched a run is. Everything counted in steps.
 
+  optimizers: by a regex of their names, parameters that have an optimizer of their own, schedule,
+  clipping and all, such as "^discriminator/"; the rest has `optimizer`. Metrics of theirs carry the
+  words of the regex: "gradient_norm_discriminator".
   batch_size is the global number of samples of a step, cut into `accumulate` micro-batches.
   ema_warmup: see `ema.ema_decay`; 1 means none. max_bad_steps: non-finite steps in a row that end
   the run. A cadence of 0 means never. keep: checkpoints kept, beside those of every
@@ -90,6 +104,7 @@ class TrainConfig:
   batch_size: int = 256
   accumulate: int = 1
   optimizer: OptimizerConfig = OptimizerConfig()
+  optimizers: dict[str, OptimizerConfig] = dataclasses.field(default_factory=dict)
   ema_decay: float = 0.9999
   ema_warmup: int = 10
   ema_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -119,6 +134,10 @@ class TrainConfig:
       )
     if min(self.save_every, self.keep_every, self.eval_every, self.sheet_every) < 0:
       raise ValueError("save_every, keep_every, eval_every and sheet_every must not be negative")
+    _compile(*self.optimizers)
+    labels = [optimizer_label(pattern) for pattern in self.optimizers]
+    if len({"", "main", *labels}) != len(labels) + 2:
+      raise ValueError(f"optimizers: patterns {list(self.optimizers)} have no words of their own")
     if self.hang_seconds < 0:
       raise ValueError(f"hang_seconds must not be negative, got {self.hang_seconds}")
     if self.peak_flops is not None and self.peak_flops <= 0:
@@ -134,6 +153,31 @@ class StageConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class StartConfig:
+  """What a run without a checkpoint of its own begins with; read once, then never again.
+
+  workdir: another run, whose `weights` at `step` (the newest unless given) are taken by name; what
+  it does not have is drawn. A position table of another number of rows is made anew from its rows:
+  "linear" interpolates from end to end, "repeat" takes the nearest row before, "keep" takes the
+  first rows as they are and draws the rest (`start.expand_rows`). fresh: regexes of parameters that
+  are drawn though the other run has them, as must be what has another shape.
+  files: weights of others by part of the parameters, such as "autoencoder" (`start.READERS`).
+  """
+
+  workdir: str = ""
+  step: int | None = None
+  weights: Weights = "ema"
+  positions: Literal["linear", "repeat", "keep"] = "linear"
+  fresh: tuple[str, ...] = ()
+  files: dict[str, str] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self):
+    if self.step is not None and not self.workdir:
+      raise ValueError("step is of a workdir, which is not given")
+    _compile(*self.fresh)
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
   """A run's configuration with nothing left open."""
 
@@ -141,6 +185,7 @@ class Experiment:
   stage: StageConfig
   inputs: InputConfig
   train: TrainConfig
+  start: StartConfig = StartConfig()
   topology: str = ""  # the devices that mesh and batch are meant for, as `vidgen plan` spells them
   mesh: MeshConfig = MeshConfig()
   attention: AttentionConfig = AttentionConfig()

@@ -28,6 +28,7 @@ from vidgen.train.metrics import LateReader
 from vidgen.train.preemption import Preemption
 from vidgen.train.programs import HostBatch, Programs
 from vidgen.train.run_directory import RunDirectory
+from vidgen.train.start import begin
 from vidgen.train.state import TrainState
 from vidgen.train.watch import Watch
 
@@ -90,7 +91,7 @@ def train(
   workdir: str | Path,
   allowed: tuple[str, ...] = (),
 ) -> TrainState:
-  """Trains until `train.steps`, from the newest checkpoint in `workdir` or from scratch.
+  """Trains until `train.steps`, from the newest checkpoint in `workdir`, or as `start` says.
 
   Args:
     experiment: what to train.
@@ -127,7 +128,9 @@ def train(
 
     programs = Programs(experiment, stage=stage, mesh=mesh)
     check_data(programs, data.names)
-    state = start(programs, data=data, checkpoints=checkpoints, allowed=allowed)
+    state = start(
+      programs, data=data, checkpoints=checkpoints, directory=directory, allowed=allowed
+    )
     check_sharded(state, programs.shardings, tolerance=config.unsharded_tolerance)
     step = int(state.step)
     directory.write_json("config.json", experiment)
@@ -244,18 +247,36 @@ def describe(experiment: Experiment, programs: Programs) -> str:
 
 
 def start(
-  programs: Programs, *, data: Data, checkpoints: Checkpoints, allowed: tuple[str, ...] = ()
+  programs: Programs,
+  *,
+  data: Data,
+  checkpoints: Checkpoints,
+  directory: RunDirectory,
+  allowed: tuple[str, ...] = (),
 ) -> TrainState:
-  """The state to go on from, the newest checkpoint's (and its data position) or a fresh one.
+  """The state to go on from, the newest checkpoint's (and its data position) or a first one.
+
+  What a first one was made of stands in start.json.
 
   Raises:
-    CheckpointError: the checkpoint is damaged, or of another experiment or other data.
+    ConfigError, CheckpointError: as `begin`.
+    CheckpointError: the checkpoint is damaged, or of another experiment or other data, or it is no
+      training's but an average.
   """
   newest = checkpoints.latest()
   if newest is None:
-    return programs.init()
+    begun = begin(programs)
+    if begun.record and directory.writes:
+      directory.write_json("start.json", begun.record)
+      print(*begun.lines, sep="\n", flush=True)
+    return begun.state
   changes = differences(completed(checkpoints.read_config(newest)), plain(programs.experiment))
   of_data = checkpoints.read_data_state(newest)["description"]
+  if "average" in of_data:
+    raise CheckpointError(
+      f"{directory.path} holds an average of runs, which has no optimizer state to train on with; "
+      "train elsewhere, with --start-from it"
+    )
   moved = [f"data.{line}" for line in differences(of_data, data.describe())]
   _refuse(
     refused(changes, allowed=tuple(key for key in allowed if key != "data"))

@@ -16,7 +16,7 @@ from vidgen.systems.sampling import input_spec, sample
 from vidgen.systems.stage import ArraySpec, BatchSpec, Metrics, Params, Stage
 from vidgen.train.experiment import Experiment
 from vidgen.train.metrics import means
-from vidgen.train.optimizer import make_optimizer
+from vidgen.train.optimizer import make_optimizers
 from vidgen.train.rows import process_rows
 from vidgen.train.state import TrainState, init_state
 from vidgen.train.step import eval_step, train_step
@@ -39,13 +39,12 @@ class Programs:
     config, rules = experiment.train, experiment.rules
     axes = stage.logical_axes()
     params = jax.eval_shape(stage.init, jax.random.key(0))
-    self.tx = make_optimizer(config.optimizer, steps=config.steps, params=params, axes=axes)
+    self.tx = make_optimizers(config, params=params, axes=axes, still=stage.frozen)
     self._init = functools.partial(
       init_state,
       config.seed,
       stage=stage,
       tx=self.tx,
-      frozen=config.optimizer.frozen,
       ema_dtype=config.ema_dtype,
     )
     abstract = jax.eval_shape(self._init)
@@ -97,8 +96,10 @@ class Programs:
     """The program that makes latents for `batch_size` samples, spread as a batch is.
 
     Raises:
-      ConfigError: the batch does not divide over the devices.
+      ConfigError: the batch does not divide over the devices, or the stage generates nothing.
     """
+    if not self.stage.generated:
+      raise ConfigError("this stage reconstructs what it is given: there is nothing to sample")
     spec = input_spec(self.stage, batch_size)
     spec["index"] = ArraySpec((batch_size,), np.uint32, ("batch",))
     layout = batch_shardings(spec, mesh=self.mesh, rules=self.experiment.rules)
@@ -160,13 +161,21 @@ class Programs:
     return spec.shape if isinstance(value, jax.Array) else (self._rows, *spec.shape[1:])
 
   def evaluate(self, params: Params, batches: list[HostBatch]) -> Metrics:
-    """Means over held-out batches, as scalars on the device: loss, and what the stage reports."""
-    parts = []
+    """Means over held-out batches, as scalars on the device: loss, and what the stage reports.
+
+    Where the batches are of several buckets, also NAME/BUCKET, the means of each.
+    """
+    parts: list[tuple[str, Any]] = []
     for index, batch in enumerate(batches):
       bucket, arrays = self.put(batch)
       number = jax.device_put(np.int32(index), self.replicated)
-      parts.append(self.compile_eval(bucket)(params, arrays, number))
-    return _reduce(parts)
+      parts.append((bucket, self.compile_eval(bucket)(params, arrays, number)))
+    metrics = _reduce([part for _, part in parts])
+    buckets = dict(parts)
+    for bucket in buckets if len(buckets) > 1 else ():
+      its = _reduce([part for name, part in parts if name == bucket])
+      metrics |= {f"{name}/{bucket}": value for name, value in its.items()}
+    return metrics
 
   def compile_eval(self, bucket: str) -> Any:
     """The held-out step for one bucket; compiled once."""

@@ -5,7 +5,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,9 +18,7 @@ from vidgen.errors import CheckpointError, ConfigError
 from vidgen.inputs.encoders import TextEncoder, open_encoder
 from vidgen.systems import ArraySpec, SampleSettings, Stage, make_stage
 from vidgen.train.checkpoint import Checkpoints
-from vidgen.train.experiment import Experiment, from_plain
-
-Weights = Literal["ema", "params"]
+from vidgen.train.experiment import Experiment, Weights, from_plain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +33,9 @@ class Trained:
   weights: Weights
   config_digest: str
   params_digest: str
-  # Of each text stream, what the embeddings hung on that it was trained on.
+  # Of each text stream, what the embeddings hung on that it was trained on; of latents likewise.
   encoders: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+  autoencoder: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def text_encoders(self, folders: Mapping[str, str]) -> dict[str, TextEncoder]:
     """The text encoders that the run was trained with, loaded from where its config says.
@@ -63,6 +62,34 @@ class Trained:
         )
     return loaded
 
+  def load_autoencoder(self, run: str = "") -> Any:
+    """The autoencoder whose latents the run was trained on, from `run` or where its config says.
+
+    Raises:
+      ConfigError: neither names a run.
+      CheckpointError: it is damaged, or not the one that the run was trained with.
+    """
+    source = getattr(self.experiment.inputs, "autoencoder", None)
+    if not run and not (source and source.workdir):
+      raise ConfigError(
+        "this stage makes latents: say whose they are with --autoencoder, or stop at them with "
+        "--latents-only"
+      )
+    from vidgen.inputs.config import AutoencoderSource
+    from vidgen.train.autoencoder import open_autoencoder
+
+    source = source or AutoencoderSource()
+    if run:
+      workdir, step = run_and_step(run)
+      source = dataclasses.replace(source, workdir=workdir, step=step)
+    loaded = open_autoencoder(source, mesh=self.mesh, rules=self.experiment.rules)
+    if lines := cfg.differences(self.autoencoder, loaded.identity) if self.autoencoder else []:
+      raise CheckpointError(
+        f"autoencoder {source.workdir} is not the one that the run was trained with: "
+        + "; ".join(lines)
+      )
+    return loaded
+
   @property
   def fps(self) -> float:
     """Frames per second of what is sampled: those of the stage's first bucket."""
@@ -72,16 +99,31 @@ class Trained:
       raise ConfigError(f"config.inputs.buckets: no frame rate for the stage's bucket {name!r}")
     return float(rates[name])
 
-  def settings(
-    self, *, steps: int | None = None, guidance_scale: float | None = None
-  ) -> SampleSettings:
-    """The experiment's sampler settings, with what is given in their place."""
-    given = {"steps": steps, "guidance_scale": guidance_scale}
+  def settings(self, **given: Any) -> SampleSettings:
+    """The experiment's sampler settings, with what is given and not None in their place.
+
+    Raises:
+      ConfigError: a value is out of range.
+    """
     changes = {name: value for name, value in given.items() if value is not None}
     try:
       return dataclasses.replace(self.experiment.sample, **changes)
     except ValueError as error:
       raise ConfigError(str(error)) from error
+
+  def shape(self, settings: SampleSettings) -> tuple[int, int, int]:
+    """Frames, height and width, in pixels, of a sample with `settings`."""
+    buckets = {bucket.name: bucket for bucket in self.experiment.inputs.buckets}
+    first = buckets.get(self.stage.buckets[0])
+    sizes = []
+    for name in ("frames", "height", "width"):
+      size = getattr(settings, name)
+      if size is None and first is None:
+        raise ConfigError(
+          f"config.inputs.buckets: none is the stage's {self.stage.buckets[0]!r}: say --{name}"
+        )
+      sizes.append(getattr(first, name) if size is None else size)
+    return sizes[0], sizes[1], sizes[2]
 
   @contextlib.contextmanager
   def mesh_context(self) -> Iterator[None]:
@@ -95,6 +137,14 @@ class Trained:
     whole = -(-batch_size // parts) * parts
     spec = {"index": ArraySpec((whole,), np.uint32, ("batch",))}
     return whole, batch_shardings(spec, mesh=self.mesh, rules=self.experiment.rules)["index"]
+
+
+def run_and_step(text: str) -> tuple[str, int | None]:
+  """A run's directory, and the step behind an "@", as in "runs/base@5000"."""
+  workdir, at, step = text.rpartition("@")
+  if not at or not step.isdecimal() or Path(text).is_dir():
+    return text, None
+  return workdir, int(step)
 
 
 def load_trained(
@@ -129,17 +179,18 @@ def load_trained(
     params = checkpoints.restore_params(weights, step=step, like=like)
     params = jax.tree.map(lambda x: x.astype("float32"), params)
     digest = checkpoints.digests(step)[weights]
-    encoders: dict[str, Any] = {}
-    if experiment.inputs.encoders:
-      encoders = checkpoints.read_data_state(step)["description"]["encoders"]
+    about = checkpoints.read_data_state(step).get("description", {})
+    encoders: dict[str, Any] = about["encoders"] if experiment.inputs.encoders else {}
+    autoencoder: dict[str, Any] = about.get("autoencoder", {})
   except ConfigError as error:
     raise CheckpointError(f"{directory}: the stored config does not build: {error}") from error
   finally:
     checkpoints.close()
   assert step is not None  # read_config raises where there is no checkpoint
   return Trained(
-    experiment, stage, params, mesh, step, weights, cfg.digest(config), digest, encoders
-  )
+    experiment, stage, params, mesh, step, weights, cfg.digest(config), digest, encoders,
+    autoencoder,
+  )  # fmt: skip
 
 
 def _mesh(config: MeshConfig) -> Mesh:

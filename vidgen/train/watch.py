@@ -165,7 +165,7 @@ class Watch:
     )
 
   def evaluated(self, step: int, metrics: Mapping[str, np.ndarray]) -> None:
-    """Takes the means over held-out batches."""
+    """Takes the means over held-out batches: NAME, and NAME/BUCKET of single buckets."""
     self._ledger.spend("eval")
     self._watchdog.slow(-1)
     row = {f"held_out_{name}": float(value) for name, value in sorted(metrics.items())}

@@ -1,0 +1,136 @@
+"""The files of one sample: its latents with a note of their origin, and its video.
+
+In a folder of samples, for sample number i of five digits,
+
+  latents/<i>.npy    float32 [t, h, w, c]
+  latents/<i>.json   "origin" (what they follow from), "sha256" of the .npy, "frames" (of the video,
+                     in pixels), "autoencoder" (what decodes them, by digests; null: the stage)
+  <i>.mp4, <i>.gif   the video
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from vidgen import config as cfg
+from vidgen.errors import NonFiniteError
+from vidgen.evals.samples import SampleOrigin
+from vidgen.inputs.storage import file_sha256
+from vidgen.media.gif import encode_gif
+from vidgen.media.pixels import to_rgb
+from vidgen.media.video import to_uint8, write_mp4
+from vidgen.whole_file import whole_file, write_whole
+
+CRF = 12  # H.264 quality of a sample: few pixels, to be looked at and to be scored
+PREVIEW = 256  # pixels: the longest side of a frame that is kept for the GIF and the sheet
+
+Piece = Float[np.ndarray, "t h w 3"] | UInt8[np.ndarray, "t h w 3"]
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoFile:
+  """A video as written, and its frames, those of large ones reduced by a whole factor."""
+
+  file: str
+  sha256: str
+  frames: int
+  height: int
+  width: int
+  preview: UInt8[np.ndarray, "t h w 3"]
+
+
+def latents_path(directory: Path, index: int) -> Path:
+  """Where the latents of sample `index` lie in a folder of samples."""
+  return directory / "latents" / f"{index:05d}.npy"
+
+
+def finished_latents(directory: Path, origin: SampleOrigin) -> str | None:
+  """The SHA-256 of the latents of `origin` if they are there and whole."""
+  path = latents_path(directory, origin.index)
+  try:
+    note = json.loads(path.with_suffix(".json").read_bytes())
+    if note["origin"] == json.loads(cfg.canonical_json(origin)):
+      if file_sha256(path) == note["sha256"]:
+        return note["sha256"]
+  except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    pass  # absent, or cut short by a kill: made again
+  return None
+
+
+def write_latents(
+  directory: Path,
+  origin: SampleOrigin,
+  array: Float[np.ndarray, "t h w c"],
+  *,
+  frames: int,
+  autoencoder: Mapping[str, Any] | None = None,
+) -> str:
+  """Writes the latents of a sample, then the note beside them; returns their SHA-256.
+
+  Raises:
+    NonFiniteError: they hold a value that is not a number; nothing is written.
+  """
+  if not np.isfinite(array).all():
+    raise NonFiniteError(f"sample {origin.index}: its latents hold values that are not finite")
+  file = io.BytesIO()
+  np.save(file, np.asarray(array, np.float32), allow_pickle=False)
+  content = file.getvalue()
+  sha256 = hashlib.sha256(content).hexdigest()
+  path = latents_path(directory, origin.index)
+  path.with_suffix(".json").unlink(missing_ok=True)  # never the note of other latents
+  write_whole(path, content)
+  note = {"origin": origin, "sha256": sha256, "frames": frames, "autoencoder": autoencoder}
+  write_whole(path.with_suffix(".json"), cfg.canonical_json(note).encode())
+  return sha256
+
+
+def read_latents(directory: Path, index: int) -> Float[np.ndarray, "t h w c"]:
+  """The latents of sample `index`."""
+  return np.load(latents_path(directory, index), allow_pickle=False)
+
+
+def write_video(directory: Path, index: int, pieces: Iterable[Piece], *, fps: float) -> VideoFile:
+  """Writes the MP4 and the GIF of sample `index` from pieces of its video, one held at a time.
+
+  Raises:
+    NonFiniteError: a piece holds a value that is not a number; no file is left.
+  """
+  kept: list[np.ndarray] = []
+  sizes: list[tuple[int, ...]] = []
+
+  def shown() -> Iterator[np.ndarray]:
+    for piece in pieces:
+      if piece.dtype != np.uint8 and not np.isfinite(piece).all():
+        raise NonFiniteError(f"sample {index}: its video holds values that are not finite")
+      sizes.append(piece.shape)
+      piece = to_uint8(piece)
+      kept.append(_reduced(piece))
+      yield piece
+
+  path = directory / f"{index:05d}.mp4"
+  with whole_file(path) as temporary:
+    write_mp4(temporary, shown(), fps=fps, crf=CRF)
+    sha256 = file_sha256(temporary)
+  preview = np.concatenate(kept)
+  write_whole(path.with_suffix(".gif"), encode_gif(preview, fps=fps))
+  return VideoFile(path.name, sha256, len(preview), sizes[0][1], sizes[0][2], preview)
+
+
+def _reduced(piece: UInt8[np.ndarray, "t h w c"]) -> UInt8[np.ndarray, "t y x 3"]:
+  """Frames whose longer side exceeds `PREVIEW` pixels as means of blocks, the rest cut off."""
+  t, h, w, c = piece.shape
+  factor = -(-max(h, w) // PREVIEW)
+  if factor == 1:
+    return to_rgb(piece)
+  rows, columns = h // factor, w // factor
+  blocks = piece[:, : rows * factor, : columns * factor].reshape(
+    t, rows, factor, columns, factor, c
+  )
+  return to_rgb(np.rint(blocks.mean(axis=(2, 4), dtype=np.float32)).astype(np.uint8))
