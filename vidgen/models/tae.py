@@ -187,7 +187,8 @@ class Level(nn.Module):
     """The next level's frames; `repeats` is what `time` "up" multiplies frames by."""
     inflated = self.temporal == "inflated"
     same = "same" if inflated else "none"
-    block, attend = ResBlock, Attention
+    block: Any = ResBlock
+    attend: Any = Attention
     if self.remat != "none":
       block, attend = (nn.remat(m, policy=POLICIES[self.remat]) for m in (block, attend))
 

@@ -41,7 +41,7 @@ class LayerNorm(nn.Module):
 
 
 class GroupNorm(nn.Module):
-  """(x - mean) / sqrt(variance + epsilon) * scale + bias, over all positions of a group of channels.
+  """(x - mean) / sqrt(variance + epsilon) * scale + bias, over positions and a group of channels.
 
   Statistics are of one example: those of a video are of one frame when frames are the batch.
   """

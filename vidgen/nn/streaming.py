@@ -15,7 +15,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
 
 from vidgen.nn.convolution import convolve
 from vidgen.nn.weights import Initializer, weight, zeros
@@ -34,18 +33,18 @@ class Piece(flax.struct.PyTreeNode):
   `length` on are of no account. lag: frames that the layers so far have held back.
   """
 
-  x: Float[Array, "b t h w c"]
-  step: Int[Array, ""] | None = None
-  length: Int[Array, ""] | None = None
+  x: Any  # as the two below of no checked type: shapes without values go through here, too
+  step: Any = None
+  length: Any = None
   lag: int = flax.struct.field(pytree_node=False, default=0)
 
   @property
-  def first(self) -> Int[Array, ""] | int:
+  def first(self) -> Any:
     """The index of the first frame in the video."""
     return 0 if self.step is None else self.step - self.lag
 
   @property
-  def end(self) -> Int[Array, ""] | int:
+  def end(self) -> Any:
     """The length of the whole video."""
     return self.x.shape[1] if self.length is None else self.length
 
@@ -87,7 +86,7 @@ def repeat_frames(piece: Piece, *, times: int) -> Piece:
   return Piece(
     jnp.repeat(piece.x, times, axis=1),
     piece.step * times,
-    piece.length * times,
+    piece.end * times,
     lag=piece.lag * times,
   )
 
@@ -133,7 +132,7 @@ class TemporalConvolution(nn.Module):
       # What is not in the video or not in the piece is seen only by results of no account.
       seen = (seen.clip(0, piece.end - 1) - first).clip(0, x.shape[1] - 1)
       lag = (piece.lag + wait) // stride
-      out = Piece(x, piece.step // stride, -(-piece.length // stride), lag=lag)
+      out = Piece(x, piece.step // stride, -(-piece.end // stride), lag=lag)
     return out.replace(x=_over_time(x, kernel, seen, stride) + bias)
 
 

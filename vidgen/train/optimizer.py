@@ -163,14 +163,14 @@ def make_optimizers(
     own = parts.split(parts.moving(params))
     return {label: optimizer.init(own[label]) for label, optimizer in optimizers.items()}
 
-  def update(gradients: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-    shares, moving = parts.split(gradients), parts.split(params)
-    updates, states = {}, {}
+  def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+    shares, moving = parts.split(updates), parts.split(params)
+    moved, states = {}, {}
     for label, optimizer in optimizers.items():
-      updates[label], states[label] = optimizer.update(
+      moved[label], states[label] = optimizer.update(
         shares[label], state[label], moving[label], **extra
       )
-    return parts.join(updates), states
+    return parts.join(moved), states
 
   return optax.GradientTransformationExtraArgs(init, update)
 

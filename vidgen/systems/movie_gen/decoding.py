@@ -7,7 +7,6 @@ the decoder overlapping by half and blended.
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -49,7 +48,7 @@ def stream_decode(
   first `frames` are kept (None: all).
   """
   length = latents.shape[1] * network.temporal_stride
-  stream = _stream(network, "decode", pieces)
+  stream = _stream(network, "decode", pieces)  # type: ignore[reportArgumentType]  # Linen has a hash
   yield from stream(params, latents, results=length if frames is None else min(frames, length))
 
 
@@ -65,7 +64,7 @@ def stream_encode(
   """
   if pieces % network.temporal_stride:
     raise ValueError(f"pieces of {pieces} frames, no multiple of {network.temporal_stride}")
-  stream = _stream(network, "encode", pieces)
+  stream = _stream(network, "encode", pieces)  # type: ignore[reportArgumentType]  # Linen has a hash
   yield from stream(params, video, results=-(-video.shape[1] // network.temporal_stride))
 
 
@@ -134,7 +133,7 @@ class Stream:
 
     out, _ = jax.eval_shape(functools.partial(self._level, level=level), params, state, piece)
     taken, made = piece.x.shape[1], out.x.shape[1]
-    step, length = piece.step * made // taken, -(-piece.length * made // taken)
+    step, length = piece.step * made // taken, -(-piece.end * made // taken)
     needed = (piece.first + taken > 0) & (step - out.lag < length)
     idle = lambda state, piece: (jnp.zeros(out.x.shape, out.x.dtype), state)  # noqa: E731 (one line)
     x, state = jax.lax.cond(needed, run, idle, state, piece)
@@ -142,7 +141,7 @@ class Stream:
 
 
 @functools.lru_cache(maxsize=16)
-def _stream(network: TAE, part: Part, pieces: int) -> Stream:
+def _stream(network: Any, part: Part, pieces: int) -> Stream:
   """One for each: what it compiled serves the next clip."""
   return Stream(network, part=part, pieces=pieces)
 
@@ -158,7 +157,7 @@ def tiled_encode(
     ValueError: tiles that are no multiples of the network's strides.
   """
   _check(tiles, network)
-  encode = _program(network, "encode")
+  encode = _program(network, "encode")  # type: ignore[reportArgumentType]  # Linen has a hash
   if video.shape[1] == 1:
     tiles = Tiles()
   run = _over_space(functools.partial(encode, params), tiles, unit=1, scale=network.spatial_stride)
@@ -178,13 +177,11 @@ def tiled_decode(
     ValueError: tiles that are no multiples of the network's strides.
   """
   _check(tiles, network)
-  decode = _program(network, "decode")
+  decode = _program(network, "decode")  # type: ignore[reportArgumentType]  # Linen has a hash
   if latents.shape[1] == 1:
     tiles = Tiles()
   stride = network.temporal_stride
-  run = _over_space(
-    functools.partial(decode, params), tiles, unit=network.spatial_stride, scale=1
-  )
+  run = _over_space(functools.partial(decode, params), tiles, unit=network.spatial_stride, scale=1)
   size, overlap = tiles.frames // stride, tiles.overlap // stride
   yield from tiled(run, latents, axis=1, size=size, overlap=overlap, grown=stride)
 
@@ -255,7 +252,12 @@ def _check(tiles: Tiles, network: TAE) -> None:
 
 
 @functools.lru_cache(maxsize=16)
-def _program(network: TAE, part: Part) -> Callable[..., jax.Array]:
+def _program(network: Any, part: Part) -> Callable[..., jax.Array]:
   if part == "decode":
     return jax.jit(lambda params, x: network.apply({"params": params}, x, method="decode"))
-  return jax.jit(lambda params, x: network.apply({"params": params}, x, method="encode").mean)
+
+  def encode(params: Any, x: jax.Array) -> jax.Array:
+    found: Any = network.apply({"params": params}, x, method="encode")
+    return found.mean
+
+  return jax.jit(encode)
