@@ -54,6 +54,22 @@ class EncoderSource:
 
 
 @dataclasses.dataclass(frozen=True)
+class AutoencoderSource:
+  """A trained autoencoder, whose latents a stage is trained on: the run at `workdir`.
+
+  `step` None is its newest; `weights` says which of its parameters. Latents are kept, and where
+  they are made on every batch rounded, to `dtype`. `frames` "clip" encodes clips whole, "each"
+  every frame as an image. `workdir` may be empty where latents come from a cache.
+  """
+
+  workdir: str = ""
+  step: int | None = None
+  weights: Literal["ema", "params"] = "ema"
+  dtype: Literal["float32", "bfloat16"] = "bfloat16"
+  frames: Literal["clip", "each"] = "clip"
+
+
+@dataclasses.dataclass(frozen=True)
 class InputConfig:
   """How samples become batches.
 
@@ -67,6 +83,8 @@ class InputConfig:
   batch, or, where `embeddings` names a folder (relative to the data set), what `vidgen data embed`
   left there is read instead.
 
+  `autoencoder`, of a stage that is trained on latents, turns the clips of every batch into them.
+
   `degradation` adds a small, spoilt copy of every clip, "low", for an upsampler.
   """
 
@@ -75,6 +93,7 @@ class InputConfig:
   tokenizer: str = "byte"
   encoders: dict[str, EncoderSource] = dataclasses.field(default_factory=dict)
   embeddings: str = ""
+  autoencoder: AutoencoderSource | None = None
   caption_dropout: float = 0.1
   temporal_crop: Literal["random", "center", "start"] = "random"
   spatial_crop: Literal["random", "center"] = "center"

@@ -1,4 +1,4 @@
-"""Data whose text streams are token ids, as the stage reads them: encoded, batch by batch."""
+"""Data of captions and clips as the stage reads them: encoded, batch by batch."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from vidgen.errors import ConfigError
 from vidgen.inputs.encoders import TextEncoder, open_encoder
 from vidgen.systems import make_stage
+from vidgen.train.autoencoder import LoadedAutoencoder, open_autoencoder
 from vidgen.train.data import ShardData
 from vidgen.train.experiment import Experiment
 from vidgen.train.programs import HostBatch
@@ -24,7 +25,7 @@ def open_data(
 
   Raises:
     ConfigError: an encoder is not there, or makes another stream than the stage reads.
-    CheckpointError: one is damaged.
+    CheckpointError: one is damaged, or the autoencoder is.
     DataError: there are no such data, or the cache is not theirs or not the encoders'.
   """
   inputs, config = experiment.inputs, experiment.train
@@ -38,11 +39,18 @@ def open_data(
     for name, source in inputs.encoders.items()
     if not inputs.embeddings
   }
-  found = EncodedData(data, encoders, batch_size=config.batch_size) if encoders else data
+  autoencoder = None
+  if inputs.autoencoder is not None:
+    autoencoder = open_autoencoder(inputs.autoencoder, mesh=mesh, rules=experiment.rules)
+  small = inputs.degradation is not None  # pixels are wanted once more, beside their small copies
+  found: ShardData | EncodedData = data
+  if encoders or (autoencoder is not None and not small):
+    clips = None if small else autoencoder
+    found = EncodedData(data, encoders, autoencoder=clips, batch_size=config.batch_size)
   if inputs.degradation is None:
     return found
   return UpsampledData(
-    found, None, batch_size=config.batch_size, reconstruct=inputs.degradation.artifacts > 0,
+    found, autoencoder, batch_size=config.batch_size, reconstruct=inputs.degradation.artifacts > 0,
     mesh=mesh, rules=experiment.rules,
   )  # fmt: skip
 
@@ -75,12 +83,20 @@ class EncodedData:
   """`ShardData` with frozen encoders behind it; what the loop's `Data` asks for.
 
   A stream NAME of a batch, ids of this process's rows, becomes the whole batch's embeddings on the
-  devices: all processes take their batches together. Held-out batches and examples go back to the
-  host, where the loop keeps them.
+  devices, and with an autoencoder "video" becomes "latents" there: all processes take their batches
+  together. Held-out batches and examples go back to the host, where the loop keeps them.
   """
 
-  def __init__(self, data: ShardData, encoders: Mapping[str, TextEncoder], *, batch_size: int):
+  def __init__(
+    self,
+    data: ShardData,
+    encoders: Mapping[str, TextEncoder],
+    *,
+    batch_size: int,
+    autoencoder: LoadedAutoencoder | None = None,
+  ):
     self._data, self._encoders, self._batch_size = data, dict(encoders), batch_size
+    self._autoencoder = autoencoder
 
   def __next__(self) -> HostBatch:
     """The next batch: its streams of all processes, on the devices; the rest of this one."""
@@ -93,12 +109,17 @@ class EncodedData:
       )
       for name, encoder in self._encoders.items()
     }
-    return {**batch, **streams}
+    if self._autoencoder is None:
+      return {**batch, **streams}
+    latents = self._autoencoder.of_rows(np.asarray(batch["video"]), batch_size=self._batch_size)
+    rest = {name: array for name, array in batch.items() if name != "video"}
+    return {**rest, **streams, "latents": latents}
 
   @property
   def names(self) -> frozenset[str]:
     """Names of the arrays in a batch."""
-    return self._data.names
+    names = self._data.names
+    return names if self._autoencoder is None else (names - {"video"}) | {"latents"}
 
   @property
   def bad_samples(self) -> int:
@@ -114,8 +135,11 @@ class EncodedData:
     self._data.set_state(state, changed=changed)
 
   def describe(self) -> dict[str, Any]:
-    """As `ShardData`."""
-    return self._data.describe()
+    """As `ShardData`, and what makes the latents."""
+    about = self._data.describe()
+    if self._autoencoder is None:
+      return about
+    return {**about, "autoencoder": self._autoencoder.identity}
 
   def held_out(self, batches: int) -> list[HostBatch]:
     """As `ShardData`, encoded."""
@@ -130,7 +154,11 @@ class EncodedData:
       name: np.asarray(encoder(np.asarray(batch[name]), np.asarray(batch[f"{name}_mask"])))
       for name, encoder in self._encoders.items()
     }
-    return {**batch, **streams}
+    if self._autoencoder is None:
+      return {**batch, **streams}
+    latents = self._autoencoder.encode(np.asarray(batch["video"]))
+    rest = {name: array for name, array in batch.items() if name != "video"}
+    return {**rest, **streams, "latents": np.asarray(latents)}
 
   def captions(self, examples: HostBatch) -> list[str]:
     """The texts of examples."""

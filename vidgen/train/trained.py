@@ -16,6 +16,7 @@ from vidgen.dist.mesh import MeshConfig, make_mesh, on_mesh, resolve_mesh, slice
 from vidgen.dist.rules import batch_shardings, state_shardings
 from vidgen.errors import CheckpointError, ConfigError
 from vidgen.inputs.encoders import TextEncoder, open_encoder
+from vidgen.nn.partition import Rules
 from vidgen.systems import ArraySpec, SampleSettings, Stage, make_stage
 from vidgen.train.checkpoint import Checkpoints
 from vidgen.train.experiment import Experiment, Weights, from_plain
@@ -148,11 +149,17 @@ def run_and_step(text: str) -> tuple[str, int | None]:
 
 
 def load_trained(
-  workdir: str | Path, *, step: int | None = None, weights: Weights = "ema"
+  workdir: str | Path,
+  *,
+  step: int | None = None,
+  weights: Weights = "ema",
+  mesh: Mesh | None = None,
+  rules: Rules | None = None,
 ) -> Trained:
-  """Restores the parameters of a run, verified, onto all devices.
+  """Restores the parameters of a run, verified, onto `mesh` as `rules` say, or onto all devices.
 
-  The mesh is the run's where it fits the devices there are, otherwise all of them on "fsdp".
+  By default the mesh is the run's where it fits the devices there are, otherwise all of them on
+  "fsdp", and the rules are the run's.
 
   Raises:
     CheckpointError: no such run or step, a damaged checkpoint, or one that is not of this model.
@@ -166,7 +173,9 @@ def load_trained(
     config = checkpoints.read_config(step)
     experiment = from_plain(config)
     stage = make_stage(experiment.stage.name, experiment.stage.fields)
-    mesh = _mesh(experiment.mesh)
+    if rules is not None:
+      experiment = dataclasses.replace(experiment, rules=tuple(rules))
+    mesh = _mesh(experiment.mesh) if mesh is None else mesh
     shapes = jax.eval_shape(stage.init, jax.random.key(0))
     shardings = state_shardings(
       shapes, stage.logical_axes(), params=shapes, mesh=mesh, rules=experiment.rules

@@ -111,7 +111,7 @@ class UpsampledData:
   ):
     self._data, self._batch_size, self._reconstruct = data, batch_size, reconstruct
     self._mesh, self._rules = mesh, rules
-    self._pairs = Pairs(autoencoder)
+    self._autoencoder, self._pairs = autoencoder, Pairs(autoencoder)
     self._made = {"video" if autoencoder is None else "latents", "condition"}
 
   def __next__(self) -> HostBatch:
@@ -154,8 +154,10 @@ class UpsampledData:
     self._data.set_state(state, changed=changed)
 
   def describe(self) -> dict[str, Any]:
-    """As of the data within."""
-    return self._data.describe()
+    """As of the data within, and what makes the latents."""
+    about = self._data.describe()
+    identity = getattr(self._autoencoder, "identity", None)
+    return about if identity is None else {**about, "autoencoder": identity}
 
   def held_out(self, batches: int) -> list[HostBatch]:
     """As of the data within, paired."""

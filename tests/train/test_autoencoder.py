@@ -1,0 +1,175 @@
+"""An autoencoder's run behind a stage on latents: measured, bound to its parameters, decoding."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from vidgen.cli import main
+from vidgen.dist.mesh import MeshConfig, make_mesh
+from vidgen.errors import CheckpointError, ConfigError
+from vidgen.inputs.build import build_dataset, load_recipe
+from vidgen.inputs.config import AutoencoderSource
+from vidgen.systems import make_stage
+from vidgen.train.autoencoder import STATISTICS, open_autoencoder
+from vidgen.train.encoded import open_data
+from vidgen.train.experiment import resolve
+from vidgen.train.loop import train
+
+ROOT = Path(__file__).resolve().parents[2]
+SHAPES = {"video": 9, "image": 1}
+
+
+def buckets(**more):
+  return [{"name": n, "frames": t, "height": 16, "width": 16, **more} for n, t in SHAPES.items()]
+
+
+def inputs(**more):
+  found = [{**b, "subset": "video", "fps": 8.0} for b in buckets()]
+  return {"buckets": found, "caption_dropout": 0.0, "shuffle": False, "text_length": 96, **more}
+
+
+def autoencoder():
+  fields = {
+    "channels": [4, 8, 8, 8], "blocks": 1, "latent_channels": 4, "groups": 4,
+    "buckets": buckets(), "perceptual_weight": 0.0, "discriminator": None, "gan_weight": 0.0,
+    "dtype": "float32", "remat": "none",
+  }  # fmt: skip
+  return resolve(ConfigDict({
+    "name": "tae", "stage": {"name": "movie_gen/tae", "fields": fields}, "inputs": inputs(),
+    "train": {"steps": 2, "batch_size": 8, "eval_every": 0},
+  }))  # fmt: skip
+
+
+def t2v(workdir="", **train_fields):
+  fields = {
+    "layers": 1, "width": 16, "heads": 2, "mlp_width": 16, "patch": [1, 1, 1],
+    "max_grid": [2, 2, 2], "latent": {"channels": 4}, "text_streams": {},
+    "text_encoder": {"length": 96, "words": 4, "width": 8, "mlp_width": 8, "heads": 2},
+    "buckets": buckets(), "dtype": "float32", "remat": "none",
+  }  # fmt: skip
+  return resolve(ConfigDict({
+    "name": "t2v", "stage": {"name": "movie_gen/t2v", "fields": fields},
+    "inputs": inputs(autoencoder={"workdir": str(workdir)}),
+    "train": {"steps": 2, "batch_size": 8, "eval_batches": 2, **train_fields},
+    "sample": {"steps": 2, "linear_steps": 2},
+  }))  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("data")
+  recipe = load_recipe(str(ROOT / "data/shapes_world.py:single"))
+  recipe = dataclasses.replace(recipe, count=24, subsets={"video": 1.0}, shard_size=16)
+  build_dataset(recipe, folder, seed=0, workers=1)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+  """A short run of the autoencoder."""
+  folder, one = tmp_path_factory.mktemp("tae"), autoencoder()
+  mesh = make_mesh(one.mesh)
+  train(one, stage=make_stage(one.stage.name, one.stage.fields), workdir=folder,
+        data=open_data(one, str(data), workdir=folder, mesh=mesh))  # fmt: skip
+  return folder
+
+
+@pytest.fixture(scope="module")
+def measured(data, run, tmp_path_factory):
+  """The same, its latents measured by the command."""
+  config = tmp_path_factory.mktemp("config") / "t2v.py"
+  tree = {"inputs": {"buckets": [{**b, "subset": "video", "fps": 8.0} for b in buckets()]}}
+  config.write_text(
+    "from ml_collections import ConfigDict\n"
+    f"def get_config(arg=''): return ConfigDict({{'name': 'x', 'stage': {{'name': "
+    f"'movie_gen/tae', 'fields': {{'perceptual_weight': 0.0}}}}, 'train': {{}}, **{tree!r}}})\n"
+  )
+  command = ["data", "latents", str(data), "--config", str(config), "--autoencoder", str(run)]
+  assert main([*command, "--count", "16", "--batch-size", "8"]) == 0
+  return run
+
+
+def mesh():
+  return make_mesh(MeshConfig(data=1, fsdp=-1))
+
+
+def opened(run, **fields):
+  return open_autoencoder(AutoencoderSource(workdir=str(run), **fields), mesh=mesh())
+
+
+def test_latents_that_were_not_measured_are_refused(run, tmp_path):
+  (tmp_path / "checkpoints").symlink_to(run / "checkpoints")
+  with pytest.raises(ConfigError, match="vidgen data latents"):
+    opened(tmp_path)
+
+
+def test_what_was_measured_is_bound_to_the_parameters(measured, tmp_path):
+  (tmp_path / "checkpoints").symlink_to(measured / "checkpoints")
+  about = json.loads((measured / STATISTICS).read_bytes())
+  (tmp_path / STATISTICS).write_text(json.dumps({**about, "params": "another"}))
+  with pytest.raises(CheckpointError, match="other parameters"):
+    opened(tmp_path)
+  (tmp_path / STATISTICS).write_text("{")
+  with pytest.raises(CheckpointError, match="damaged"):
+    opened(tmp_path)
+
+
+def test_measured_latents_have_mean_0_and_deviation_1(measured, data):
+  from vidgen.train.autoencoder import training_clips
+
+  loaded = opened(measured, dtype="float32")
+  clips = training_clips(t2v().inputs, str(data), batch_size=8, count=16)
+  z = np.concatenate([np.asarray(loaded.encode(video)).reshape(-1, 4) for video in clips])
+  np.testing.assert_allclose(z.mean(0), 0, atol=1e-4)
+  np.testing.assert_allclose(z.std(0), 1, atol=1e-4)
+
+
+def test_pieces_are_the_whole_and_an_image_is_one_frame(measured):
+  loaded = opened(measured)
+  video = np.random.default_rng(0).uniform(-1, 1, (8, 9, 16, 16, 3)).astype(np.float32)
+  latents = np.asarray(loaded.encode(video))
+  assert latents.shape == (8, 2, 2, 2, 4)
+  whole = np.asarray(loaded.decode(latents, frames=9))
+  pieces = np.concatenate(list(loaded.stream(latents, frames=9)), axis=1)
+  np.testing.assert_allclose(pieces, whole, atol=1e-5)
+  assert loaded.decode(latents[:, :1], frames=1).shape == (8, 1, 16, 16, 3)
+  with pytest.raises(ConfigError, match="at most 16 frames"):
+    loaded.decode(latents, frames=17)
+
+
+def test_frames_each_are_so_many_images(measured):
+  loaded = opened(measured, frames="each")
+  video = np.random.default_rng(0).uniform(-1, 1, (8, 3, 16, 16, 3)).astype(np.float32)
+  latents = loaded.encode(video)
+  assert latents.shape == (8, 3, 2, 2, 4)
+  alone = opened(measured).encode(video[:, 1:2])
+  np.testing.assert_allclose(latents[:, 1:2], alone, atol=2e-2)  # a rounding to bfloat16 apart
+
+
+def test_a_stage_on_latents_trains_resumes_and_remembers_whose_they_are(measured, data, tmp_path):
+  one: Any = t2v(measured)
+  stage = make_stage(one.stage.name, one.stage.fields)
+  for steps in (1, 2):
+    now = dataclasses.replace(one, train=dataclasses.replace(one.train, steps=steps))
+    opened_data = open_data(now, str(data), workdir=tmp_path, mesh=make_mesh(now.mesh))
+    assert opened_data.names >= {"latents", "text"} and "video" not in opened_data.names
+    state = train(now, stage=stage, workdir=tmp_path, data=opened_data)
+  assert int(state.step) == 2
+  from vidgen.train.trained import load_trained
+
+  trained = load_trained(tmp_path)
+  assert trained.autoencoder == json.loads(json.dumps(opened(measured).identity))
+  assert jax.tree.all(jax.tree.map(lambda x: bool(np.isfinite(x).all()), trained.params))
+  prompts = tmp_path / "prompts.txt"
+  prompts.write_text("a red circle moving left on black\n")
+  out = tmp_path / "samples"
+  assert main(["sample", "--workdir", str(tmp_path), "--prompts", str(prompts), "--out", str(out),
+               "--frames", "12"]) == 0  # fmt: skip
+  record = json.loads((out / "samples.jsonl").read_text().splitlines()[0])
+  assert (record["frames"], record["height"]) == (12, 16)
