@@ -16,7 +16,12 @@ from vidgen.errors import CheckpointError, ConfigError
 from vidgen.inputs.build import build_dataset, load_recipe
 from vidgen.inputs.config import AutoencoderSource
 from vidgen.systems import make_stage
-from vidgen.train.autoencoder import STATISTICS, open_autoencoder
+from vidgen.train.autoencoder import (
+  STATISTICS,
+  measure_statistics,
+  open_autoencoder,
+  training_clips,
+)
 from vidgen.train.encoded import open_data
 from vidgen.train.experiment import resolve
 from vidgen.train.loop import train
@@ -109,20 +114,47 @@ def test_latents_that_were_not_measured_are_refused(run, tmp_path):
     opened(tmp_path)
 
 
-def test_what_was_measured_is_bound_to_the_parameters(measured, tmp_path):
+def test_what_was_measured_is_of_these_parameters_and_this_way_of_encoding(measured, tmp_path):
   (tmp_path / "checkpoints").symlink_to(measured / "checkpoints")
-  about = json.loads((measured / STATISTICS).read_bytes())
-  (tmp_path / STATISTICS).write_text(json.dumps({**about, "params": "another"}))
-  with pytest.raises(CheckpointError, match="other parameters"):
-    opened(tmp_path)
-  (tmp_path / STATISTICS).write_text("{")
-  with pytest.raises(CheckpointError, match="damaged"):
-    opened(tmp_path)
+  found = json.loads((measured / STATISTICS).read_bytes())
+  ((key, entry),) = found.items()
+  assert key.endswith("/clip")
+  for wrong in ("0" * 64 + "/clip", key.replace("/clip", "/each")):
+    (tmp_path / STATISTICS).write_text(json.dumps({wrong: entry}))
+    with pytest.raises(ConfigError, match="measure its latents"):
+      opened(tmp_path)
+  for damaged in ("{", "[]", json.dumps({key: {**entry, "std": entry["std"][:3]}})):
+    (tmp_path / STATISTICS).write_text(damaged)
+    with pytest.raises(CheckpointError, match="damaged"):
+      opened(tmp_path)
+
+
+def test_measuring_again_takes_nothing_from_the_stages_there_are(measured, tmp_path):
+  """It is refused unless asked for; of frames each by itself it stands beside the other."""
+  (tmp_path / "checkpoints").symlink_to(measured / "checkpoints")
+  before = (measured / STATISTICS).read_text()
+  (tmp_path / STATISTICS).write_text(before)
+  video = np.random.default_rng(0).uniform(-1, 1, (8, 9, 16, 16, 3)).astype(np.float32)
+  source = AutoencoderSource(workdir=str(tmp_path))
+  with pytest.raises(ConfigError, match="measured before"):
+    measure_statistics(source, [video], mesh=mesh())
+  assert (tmp_path / STATISTICS).read_text() == before
+  measure_statistics(dataclasses.replace(source, frames="each"), [video], mesh=mesh())
+  assert opened(tmp_path).identity == opened(measured).identity
+  assert opened(tmp_path, frames="each").statistics.clips == 8
+  measure_statistics(source, [video], mesh=mesh(), replace=True)
+  assert opened(tmp_path).identity != opened(measured).identity
+
+
+def test_no_clip_is_measured_twice(data):
+  """Of 24 clips two batches of 10 are whole, however many are asked for."""
+  clips = list(training_clips(t2v().inputs, str(data), batch_size=10, count=1000))
+  of_video = [batch for batch in clips if batch.shape[1] == 9]
+  assert [len(batch) for batch in of_video] == [10, 10]
+  assert len({clip.tobytes() for batch in of_video for clip in batch}) == 20
 
 
 def test_measured_latents_have_mean_0_and_deviation_1(measured, data):
-  from vidgen.train.autoencoder import training_clips
-
   loaded = opened(measured, dtype="float32")
   clips = training_clips(t2v().inputs, str(data), batch_size=8, count=16)
   z = np.concatenate([np.asarray(loaded.encode(video)).reshape(-1, 4) for video in clips])
@@ -139,17 +171,26 @@ def test_pieces_are_the_whole_and_an_image_is_one_frame(measured):
   pieces = np.concatenate(list(loaded.stream(latents, frames=9)), axis=1)
   np.testing.assert_allclose(pieces, whole, atol=1e-5)
   assert loaded.decode(latents[:, :1], frames=1).shape == (8, 1, 16, 16, 3)
+  first = whole[:, :1]  # of a clip that moves, and not the image of its first latents
+  np.testing.assert_allclose(loaded.decode(latents, frames=1), first, atol=1e-6)
+  np.testing.assert_allclose(next(loaded.stream(latents, frames=1)), first, atol=1e-5)
   with pytest.raises(ConfigError, match="at most 16 frames"):
     loaded.decode(latents, frames=17)
 
 
-def test_frames_each_are_so_many_images(measured):
-  loaded = opened(measured, frames="each")
+def test_frames_each_are_so_many_images(measured, tmp_path):
+  (tmp_path / "checkpoints").symlink_to(measured / "checkpoints")
   video = np.random.default_rng(0).uniform(-1, 1, (8, 3, 16, 16, 3)).astype(np.float32)
+  source = AutoencoderSource(workdir=str(tmp_path), frames="each", dtype="float32")
+  measure_statistics(source, [video], mesh=mesh())
+  loaded = open_autoencoder(source, mesh=mesh())
   latents = loaded.encode(video)
   assert latents.shape == (8, 3, 2, 2, 4)
-  alone = opened(measured).encode(video[:, 1:2])
-  np.testing.assert_allclose(latents[:, 1:2], alone, atol=2e-2)  # a rounding to bfloat16 apart
+  np.testing.assert_allclose(latents[:, 1:2], loaded.encode(video[:, 1:2]), atol=1e-5)
+  made = loaded.decode(latents, frames=3)
+  np.testing.assert_allclose(made[:, 1:2], loaded.decode(latents[:, 1:2], frames=1), atol=1e-5)
+  pieces = np.concatenate(list(loaded.stream(latents, frames=3)), axis=1)
+  np.testing.assert_allclose(pieces, made, atol=1e-5)
 
 
 def test_a_stage_on_latents_trains_resumes_and_remembers_whose_they_are(measured, data, tmp_path):

@@ -59,7 +59,7 @@ class AutoencoderSource:
 
   `step` None is its newest; `weights` says which of its parameters. Latents are kept, and where
   they are made on every batch rounded, to `dtype`. `frames` "clip" encodes clips whole, "each"
-  every frame as an image. `workdir` may be empty where latents come from a cache.
+  every frame as an image. A config may leave `workdir` to the command line.
   """
 
   workdir: str = ""

@@ -6,8 +6,9 @@ its parameters, and are part of its identity.
 """
 
 import dataclasses
+import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from vidgen.train.trained import Trained, load_trained
 from vidgen.whole_file import write_whole
 
 STATISTICS = "latent_statistics.json"
+REMEDY = "remove it, and measure again with `vidgen data latents`"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +121,7 @@ class LoadedAutoencoder:
     """
     self._check(latents, frames)
     with on_mesh(self.mesh, rules=self._rules):
-      if frames == 1 or self.source.frames == "each":
+      if latents.shape[1] == 1 == frames or self.source.frames == "each":
         return self._decode_images(self.params, latents)[:, :frames]
       return self._decode(self.params, latents)[:, :frames]
 
@@ -132,7 +134,7 @@ class LoadedAutoencoder:
     from vidgen.systems.movie_gen.decoding import stream_decode
 
     self._check(latents, frames)
-    if frames == 1 or self.source.frames == "each":
+    if latents.shape[1] == 1 == frames or self.source.frames == "each":
       for t in range(frames):
         yield np.asarray(self.decode(latents[:, t : t + 1], frames=1))
       return
@@ -178,7 +180,7 @@ def open_autoencoder(
     CheckpointError: the run is damaged, or its statistics are of other parameters.
   """
   trained = _open(source, mesh=mesh, rules=rules)
-  statistics = read_statistics(source.workdir, trained)
+  statistics = read_statistics(source, trained)
   return LoadedAutoencoder(trained, source, statistics=statistics, mesh=mesh)
 
 
@@ -193,32 +195,53 @@ def _open(source: AutoencoderSource, *, mesh: Mesh, rules: Rules | None) -> Trai
   return trained
 
 
-def read_statistics(workdir: str | Path, trained: Trained) -> Statistics:
-  """What `measure_statistics` left beside a run.
+def read_statistics(source: AutoencoderSource, trained: Trained) -> Statistics:
+  """What `measure_statistics` found of these parameters and this way of encoding.
 
   Raises:
-    ConfigError: nothing.
-    CheckpointError: it is damaged, or of other parameters.
+    ConfigError: nothing yet.
+    CheckpointError: the file is damaged, or of another number of channels.
   """
-  path, remedy = Path(workdir) / STATISTICS, "measure them with `vidgen data latents`"
-  try:
-    found = json.loads(path.read_bytes())
-    statistics = Statistics(tuple(found["mean"]), tuple(found["std"]), int(found["clips"]))
-    of, channels = str(found["params"]), len(statistics.mean)
-  except FileNotFoundError:
-    raise ConfigError(f"{path}: the latents were not measured yet; {remedy}") from None
-  except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-    raise CheckpointError(f"{path}: damaged: {error}; {remedy}") from error
+  path = Path(source.workdir) / STATISTICS
+  found = _measured(path).get(_key(source, trained))
+  if found is None:
+    raise ConfigError(
+      f"{path}: holds nothing of step {trained.step} with frames {source.frames!r}: measure its "
+      "latents with `vidgen data latents`"
+    )
   stage: Any = trained.stage
-  if of != trained.params_digest or channels != stage.latent_channels:
-    raise CheckpointError(f"{path}: of other parameters than step {trained.step}'s; {remedy}")
+  try:
+    statistics = Statistics(tuple(found["mean"]), tuple(found["std"]), int(found["clips"]))
+    if len(statistics.mean) != stage.latent_channels:
+      raise ValueError(f"{len(statistics.mean)} channels, not {stage.latent_channels}")
+  except (ValueError, KeyError, TypeError) as error:
+    raise CheckpointError(f"{path}: damaged: {error}; {REMEDY}") from error
   return statistics
+
+
+def _key(source: AutoencoderSource, trained: Trained) -> str:
+  return f"{trained.params_digest}/{source.frames}"
+
+
+def _measured(path: Path) -> dict[str, Any]:
+  """All that was measured of a run, by digest of the parameters and way of encoding."""
+  try:
+    tree = json.loads(path.read_bytes())
+    if not isinstance(tree, dict):
+      raise ValueError("not a JSON object")
+    return tree
+  except FileNotFoundError:
+    return {}
+  except (OSError, ValueError, RecursionError) as error:
+    raise CheckpointError(f"{path}: damaged: {error}; {REMEDY}") from error
 
 
 def training_clips(
   config: InputConfig, directory: str, *, batch_size: int, count: int
 ) -> Iterator[np.ndarray]:
-  """Batches [b t h w 3] of at least `count` clips of each bucket, cut in the middle.
+  """Batches [b t h w 3] of the first clips of each bucket, each once, cut in the middle.
+
+  As many batches as hold `count` clips, or as there are.
 
   Raises:
     DataError: there are no such data.
@@ -226,12 +249,12 @@ def training_clips(
   still = dataclasses.replace(config, workers=0, encoders={}, embeddings="", **STILL)
   for bucket in config.buckets:
     dataset = make_dataset(
-      still, directory, bucket=bucket.name, batch_size=batch_size, seed=0, split="train"
+      still, directory, bucket=bucket.name, batch_size=batch_size, seed=0, repeat=False
     )
     iterator: Any = iter(dataset)
     try:
-      for _ in range(-(-count // batch_size)):
-        yield next(iterator)["video"]
+      for batch in itertools.islice(iterator, -(-count // batch_size)):
+        yield batch["video"]
     finally:
       iterator.close()
 
@@ -242,16 +265,26 @@ def measure_statistics(
   *,
   mesh: Mesh,
   rules: Rules | None = None,
+  replace: bool = False,
 ) -> Statistics:
   """Measures the latents of `videos`, batches [b t h w 3], and writes it beside the run.
 
-  Sums are float64, of every position of every clip alike.
+  Sums are float64, of every position of every clip alike. `replace` gives up what was measured
+  before, and with it the stages that were trained on latents so normalised.
 
   Raises:
-    ConfigError: there are no videos, or a channel never changes.
+    ConfigError: there are no videos, a channel never changes, or without `replace` these parameters
+      were measured before.
+    CheckpointError: the run or what was measured of it is damaged.
   """
   trained = _open(source, mesh=mesh, rules=rules)
   stage: Any = trained.stage
+  path, key = Path(source.workdir) / STATISTICS, _key(source, trained)
+  if key in _measured(path) and not replace:
+    raise ConfigError(
+      f"{path}: step {trained.step} was measured before; stages that were trained on its latents "
+      "hang on that. To give them up say --replace"
+    )
   run = jax.jit(lambda params, x: encoded(stage, params, x, frames=source.frames))
   count, clips = 0, 0
   total = square = np.zeros(stage.latent_channels, np.float64)
@@ -268,11 +301,7 @@ def measure_statistics(
   if not (variance > 0).all():
     raise ConfigError(f"{source.workdir}: channels {np.flatnonzero(variance <= 0)} never change")
   statistics = Statistics(tuple(mean.tolist()), tuple(np.sqrt(variance).tolist()), clips)
-  about: Mapping[str, Any] = {
-    **dataclasses.asdict(statistics),
-    "params": trained.params_digest,
-    "step": trained.step,
-    "weights": source.weights,
-  }
-  write_whole(Path(source.workdir) / STATISTICS, (json.dumps(about, indent=2) + "\n").encode())
+  entry = {**dataclasses.asdict(statistics), "step": trained.step, "weights": source.weights}
+  tree = {**_measured(path), key: entry}
+  write_whole(path, (json.dumps(tree, indent=2) + "\n").encode())
   return statistics

@@ -27,6 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--count", type=positive, default=1024, help="clips of each bucket (default: %(default)s)"
   )
   parser.add_argument("--batch-size", type=positive, default=16, help="clips encoded at once")
+  parser.add_argument(
+    "--replace", action="store_true",
+    help="measure again what was measured before: stages trained on it can then not go on",
+  )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -55,6 +59,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     experiment.inputs, str(args.directory), batch_size=args.batch_size, count=args.count
   )
   mesh = make_mesh(MeshConfig(data=1, fsdp=-1), devices=jax.local_devices())
-  found = measure_statistics(source, clips, mesh=mesh)
+  found = measure_statistics(source, clips, mesh=mesh, replace=args.replace)
   print(f"{source.workdir}/{STATISTICS}: of {found.clips} clips, {len(found.mean)} channels")
   return dataclasses.asdict(found)
