@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from vidgen.errors import ConfigError
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """The arguments of `vidgen upsample`."""
@@ -25,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--weights", choices=("ema", "params"), default="ema", help="which parameters"
   )
   parser.add_argument(
-    "--autoencoder", type=Path, metavar="RUN",
+    "--autoencoder", default="", metavar="RUN[@STEP]",
     help="where the autoencoder's run lies, if not where the upsampler's config says",
   )  # fmt: skip
   parser.add_argument(
@@ -68,7 +70,7 @@ def upsample_folder(
   width: int | None = None,
   batch_size: int = 1,
   weights: Any = "ema",
-  autoencoder: Path | None = None,
+  autoencoder: str = "",
   encoders: dict[str, str] | None = None,
 ) -> dict[str, Any]:
   """Upsamples the folder `samples` into `out` by the run at `workdir`; a summary, fit for JSON.
@@ -79,7 +81,6 @@ def upsample_folder(
     CheckpointError: the run, its autoencoder or a text encoder is damaged or another.
   """
   from vidgen.cli.progress import Progress
-  from vidgen.errors import ConfigError
   from vidgen.evals.samples import SampleOrigin, read_samples
   from vidgen.evals.upsampling import GIVEN, upsample
   from vidgen.inputs.text import make_tokenizer
@@ -131,29 +132,15 @@ def upsample_folder(
   }  # fmt: skip
 
 
-def _open_autoencoder(trained: Any, workdir: Path | None) -> Any:
-  """The autoencoder of the run's latents, from `workdir` where that is given; None if it has none.
+def _open_autoencoder(trained: Any, run: str) -> Any:
+  """The autoencoder of the run's latents, at `run` where that is given; None if it has none.
 
   Raises:
-    ConfigError: it works on pixels, and `workdir` is given.
-    CheckpointError: it is damaged, or not the one that the run was trained with.
+    ConfigError: it works on pixels, and `run` is given.
+    CheckpointError: as `Trained.load_autoencoder`.
   """
-  from vidgen import config as cfg
-  from vidgen.errors import CheckpointError, ConfigError
-
-  source = getattr(trained.experiment.inputs, "autoencoder", None)
-  if source is None:
-    if workdir is not None:
-      raise ConfigError(f"--autoencoder {workdir}: the run has none, it works on pixels")
-    return None
-  from vidgen.train.autoencoder import open_autoencoder
-
-  if workdir is not None:
-    source = dataclasses.replace(source, workdir=str(workdir))
-  loaded = open_autoencoder(source, mesh=trained.mesh, rules=trained.experiment.rules)
-  if trained.autoencoder and (lines := cfg.differences(trained.autoencoder, loaded.identity)):
-    raise CheckpointError(
-      f"the autoencoder at {source.workdir} is not the one that the run was trained with: "
-      + "; ".join(lines)
-    )
-  return loaded
+  if trained.experiment.inputs.autoencoder is not None:
+    return trained.load_autoencoder(run)
+  if run:
+    raise ConfigError(f"--autoencoder {run}: the run has none, it works on pixels")
+  return None

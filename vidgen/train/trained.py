@@ -15,6 +15,7 @@ from vidgen import config as cfg
 from vidgen.dist.mesh import MeshConfig, make_mesh, on_mesh, resolve_mesh, slice_count
 from vidgen.dist.rules import batch_shardings, state_shardings
 from vidgen.errors import CheckpointError, ConfigError
+from vidgen.inputs.config import AutoencoderSource
 from vidgen.inputs.encoders import TextEncoder, open_encoder
 from vidgen.nn.partition import Rules
 from vidgen.systems import ArraySpec, SampleSettings, Stage, make_stage
@@ -70,13 +71,12 @@ class Trained:
       ConfigError: neither names a run.
       CheckpointError: it is damaged, or not the one that the run was trained with.
     """
-    source = getattr(self.experiment.inputs, "autoencoder", None)
+    source = self.experiment.inputs.autoencoder
     if not run and not (source and source.workdir):
       raise ConfigError(
         "this stage makes latents: say whose they are with --autoencoder, or stop at them with "
         "--latents-only"
       )
-    from vidgen.inputs.config import AutoencoderSource
     from vidgen.train.autoencoder import open_autoencoder
 
     source = source or AutoencoderSource()
