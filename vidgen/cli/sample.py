@@ -213,10 +213,9 @@ def prefixer(inputs: Any, *, fps: float, camera: str = "") -> Callable[[str], st
   """
   from vidgen.inputs.prefix import prefixed
 
-  parts = getattr(inputs, "prefix", ())
-  if camera and "camera" not in parts:
+  if camera and "camera" not in inputs.prefix:
     raise ConfigError("--camera: the run's captions had no camera motion before them")
-  return lambda text: prefixed(text, parts=parts, fps=fps, camera=camera)
+  return lambda text: prefixed(text, parts=inputs.prefix, fps=fps, camera=camera)
 
 
 def encoder_folders(arguments: list[str]) -> dict[str, str]:

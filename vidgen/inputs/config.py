@@ -85,6 +85,10 @@ class InputConfig:
 
   `autoencoder`, of a stage that is trained on latents, turns the clips of every batch into them.
 
+  `prefix` names what goes before every caption (`inputs.prefix`): the bucket's frame rate, but of
+  images, and the camera motion that a sample's json names as "camera", unless its
+  "camera_confidence" is below `camera_confidence` (not given by the paper).
+
   `degradation` adds a small, spoilt copy of every clip, "low", for an upsampler.
   """
 
@@ -94,6 +98,8 @@ class InputConfig:
   encoders: dict[str, EncoderSource] = dataclasses.field(default_factory=dict)
   embeddings: str = ""
   autoencoder: AutoencoderSource | None = None
+  prefix: tuple[Literal["fps", "camera"], ...] = ()
+  camera_confidence: float = 0.5
   caption_dropout: float = 0.1
   temporal_crop: Literal["random", "center", "start"] = "random"
   spatial_crop: Literal["random", "center"] = "center"
@@ -114,7 +120,7 @@ class InputConfig:
       raise ValueError(f"buckets must be at least one, with names of their own, got {names}")
     if self.text_length < 1:
       raise ValueError("text_length must be at least 1")
-    for name in ("caption_dropout", "flip", "bad_fraction"):
+    for name in ("caption_dropout", "flip", "bad_fraction", "camera_confidence"):
       if not 0 <= getattr(self, name) <= 1:
         raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
     for name in ("workers", "threads", "prefetch", "cache_bytes", "bad_count"):
@@ -123,6 +129,8 @@ class InputConfig:
     if self.degradation is not None:
       for bucket in self.buckets:
         self.degradation.low_size(bucket.height, bucket.width)
+    if self.prefix and self.embeddings:
+      raise ValueError("prefix: cached embeddings are of captions without one")
     make_tokenizer(self.tokenizer)
     for name, encoder in self.encoders.items():
       if not name.isidentifier() or name in ("video", "text", "text_mask", "fps"):

@@ -17,6 +17,7 @@ from vidgen.inputs.config import Bucket, InputConfig
 from vidgen.inputs.decode import IMAGE, VIDEO, Clip, Span, TooShort, decode_image, decode_video
 from vidgen.inputs.degradations import degrade
 from vidgen.inputs.order import random_bits, uniforms
+from vidgen.inputs.prefix import camera_of, prefixed
 from vidgen.inputs.quarantine import BadSample, Quarantine
 from vidgen.inputs.samples import Sample, Source, caption_of
 from vidgen.inputs.streams import Streams
@@ -212,7 +213,7 @@ class Loader:
       self._in_work.note(*self._sources[bucket.name].name(index))
     try:
       sample = self._sources[bucket.name][index]
-      caption = caption_of(sample)
+      caption = self._caption(sample, bucket)
       tokens = encode_padded(self._tokenizer, caption, length=self._config.text_length)
       clip = self._decode(sample, bucket, time=time)
       texts = self._texts[bucket.name].items()
@@ -233,6 +234,17 @@ class Loader:
       raise DataError(f"shard {shard}, key {key!r}: {type(error).__name__}: {error}") from error
     self._keep((bucket.name, index), example, size=example.nbytes)
     return example
+
+  def _caption(self, sample: Sample, bucket: Bucket) -> str:
+    """The caption behind what the config puts before it; an image has no rate."""
+    caption, config = caption_of(sample), self._config
+    if not config.prefix:
+      return caption
+    parts = [part for part in config.prefix if part != "fps" or bucket.frames > 1]
+    camera = ""
+    if "camera" in parts:
+      camera = camera_of(sample, confidence=config.camera_confidence)
+    return prefixed(caption, parts=parts, fps=bucket.fps, camera=camera)
 
   def _keep(self, name: tuple[str, int], value: Example | BadSample, *, size: int) -> None:
     """Caches while there is room. Nothing is put out: a shuffled epoch has no favourites."""

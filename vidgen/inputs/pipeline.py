@@ -32,7 +32,10 @@ ENDLESS = 2**40  # batches of a repeated order; more than any run takes
 
 # what may change between two runs without changing any batch
 _SPEED = ("workers", "threads", "prefetch", "cache_bytes", "bad_count", "bad_fraction")
-_STREAMS = ("encoders", "embeddings")  # their digests are known, wherever they lie
+# their digests are known, wherever they lie
+_STREAMS = ("encoders", "embeddings", "autoencoder")
+# not of a position that was saved before they were there, unless they are used
+_LATER = ("degradation", "prefix", "camera_confidence")
 
 
 def make_dataset(
@@ -111,6 +114,7 @@ def make_dataset(
       f.name: plain(getattr(config, f.name))
       for f in dataclasses.fields(config)
       if f.name not in (*_SPEED, *_STREAMS)
+      and not (f.name in _LATER and getattr(config, f.name) == f.default)
     },
   }
   if streams.sources:  # not how they are fed: a cache holds what the encoder makes
