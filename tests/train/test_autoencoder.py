@@ -207,10 +207,51 @@ def test_a_stage_on_latents_trains_resumes_and_remembers_whose_they_are(measured
   trained = load_trained(tmp_path)
   assert trained.autoencoder == json.loads(json.dumps(opened(measured).identity))
   assert jax.tree.all(jax.tree.map(lambda x: bool(np.isfinite(x).all()), trained.params))
-  prompts = tmp_path / "prompts.txt"
-  prompts.write_text("a red circle moving left on black\n")
-  out = tmp_path / "samples"
-  assert main(["sample", "--workdir", str(tmp_path), "--prompts", str(prompts), "--out", str(out),
-               "--frames", "12"]) == 0  # fmt: skip
-  record = json.loads((out / "samples.jsonl").read_text().splitlines()[0])
+  sample_and_decode(tmp_path, measured)
+
+
+def sample_and_decode(workdir, autoencoder):
+  """Sampled at once, or to latents and decoded later, the videos are the same bytes."""
+  prompts = workdir / "prompts.txt"
+  prompts.write_text("a red circle moving left on black\na blue square standing still on white\n")
+  common = ["--workdir", str(workdir), "--prompts", str(prompts), "--frames", "12"]
+  whole, parts, out = (workdir / name for name in ("whole", "parts", "decoded"))
+  assert main(["sample", *common, "--out", str(whole)]) == 0
+  record = json.loads((whole / "samples.jsonl").read_text().splitlines()[0])
   assert (record["frames"], record["height"]) == (12, 16)
+  assert main(["sample", *common, "--out", str(parts), "--latents-only"]) == 0
+  assert not list(parts.glob("*.mp4"))
+  command = ["decode", "--latents", str(parts), "--autoencoder", str(autoencoder)]
+  assert main([*command, "--out", str(out)]) == 0
+  found = sorted(path.name for path in out.glob("*.mp4"))
+  assert found == ["00000.mp4", "00001.mp4"]
+  for name in found:
+    assert (out / name).read_bytes() == (whole / name).read_bytes()
+  refuse_other_latents(parts, command, out)
+
+
+def refuse_other_latents(folder, command, out):
+  """Changed latents, notes of another autoencoder, and files that are none; nothing is written."""
+  again = [*command, "--out", str(out / "again")]
+  note = folder / "latents" / "00001.json"
+  kept = note.read_text()
+  for change, code in (({"sha256": "0" * 64}, 3), ({"autoencoder": {"dtype": "float32"}}, 3)):
+    note.write_text(json.dumps({**json.loads(kept), **change}))
+    assert main(again) == code
+  note.write_text("{")
+  assert main(again) == 3
+  note.write_text(kept)
+  for path in (folder / "latents").glob("*.json"):
+    tree = json.loads(path.read_text())
+    tree["autoencoder"] = {**tree["autoencoder"], "params": "another"}
+    path.write_text(json.dumps(tree))
+  assert main(again) == 4
+  assert main([*again, "--fps", "8"]) == 2
+  single = folder / "latents" / "00000.npy"
+  alone = ["decode", "--autoencoder", command[-1], "--out", str(out / "alone"), "--latents"]
+  assert main([*alone, str(single), "--fps", "8", "--frames", "9"]) == 0
+  assert main([*alone, str(single), "--frames", "17"]) == 2
+  (folder / "bad.npy").write_bytes(single.read_bytes()[:200])
+  assert main([*alone, str(folder / "bad.npy")]) == 3
+  assert main([*alone, str(folder / "absent")]) == 2
+  assert not (out / "again").exists() and len(list((out / "alone").glob("*.mp4"))) == 1

@@ -18,6 +18,7 @@ VERBS = {
   "train": "train a stage; resumes by itself",
   "average": "the mean of the parameters of several runs",
   "sample": "generate videos from prompts",
+  "decode": "saved latents to videos",
   "upsample": "make samples larger",
   "eval": "score generated samples",
   "plan": "compile a config for accelerators that are not there",

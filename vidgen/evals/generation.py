@@ -19,14 +19,14 @@ import numpy as np
 
 from vidgen.errors import ConfigError
 from vidgen.evals import sample_files as files
-from vidgen.evals.samples import FILE, SampleOrigin, SampleRecord, write_records
+from vidgen.evals.samples import SampleOrigin, SampleRecord, write_records
 from vidgen.inputs.encoders import TextEncoder
 from vidgen.inputs.prompts import Prompt
 from vidgen.inputs.text import Tokenizer, is_cut, tokenize
 from vidgen.media.sheet import contact_sheet
 from vidgen.systems import ArraySpec, Stage
 from vidgen.systems.sampling import Sampler, input_spec
-from vidgen.whole_file import remove_leftovers, write_whole
+from vidgen.whole_file import write_whole
 
 ON_SHEET = 32  # samples
 NONE: Mapping[str, TextEncoder] = types.MappingProxyType({})
@@ -161,10 +161,7 @@ def generate(
     NonFiniteError: the model made a value that is not a number; the sample is named.
   """
   directory = Path(directory)
-  (directory / "latents").mkdir(parents=True, exist_ok=True)
-  (directory / FILE).unlink(missing_ok=True)  # complete again when this run is
-  for folder in (directory, directory / "latents"):
-    remove_leftovers(folder)
+  files.prepare(directory)
   texts = [origin.read for origin in origins]
   fps = origins[0].fps
   reads: dict[str, Any] = {"tokenizer": tokenizer, "fps": fps, "encoders": encoders}
@@ -200,7 +197,9 @@ def generate(
         video = files.write_video(directory, origin.index, pieces, fps=fps)
         if len(sheet) < ON_SHEET:
           sheet.append(video.preview)
-        records.append(_record(origin, prompts[i], video, cut=cut[i], latents=made[origin.index]))
+        records.append(
+          files.record_of(origin, video, key=prompts[i].key, cut=cut[i], latents=made[origin.index])
+        )
     done += len(batch)
     progress(done, len(origins))
   if decode:
@@ -231,19 +230,3 @@ def _videos(
     return
   for one in latents:
     yield (np.asarray(piece)[0] for piece in autoencoder.stream(one[None], frames=frames))
-
-
-def _record(
-  origin: SampleOrigin, prompt: Prompt, video: files.VideoFile, *, cut: bool, latents: str
-) -> SampleRecord:
-  return SampleRecord(
-    **{f.name: getattr(origin, f.name) for f in dataclasses.fields(origin)},
-    key=prompt.key,
-    cut=cut,
-    file=video.file,
-    sha256=video.sha256,
-    latents_sha256=latents,
-    frames=video.frames,
-    height=video.height,
-    width=video.width,
-  )

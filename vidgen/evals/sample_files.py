@@ -21,12 +21,12 @@ from jaxtyping import Float, UInt8
 
 from vidgen import config as cfg
 from vidgen.errors import NonFiniteError
-from vidgen.evals.samples import SampleOrigin
+from vidgen.evals.samples import FILE, SampleOrigin, SampleRecord
 from vidgen.inputs.storage import file_sha256
 from vidgen.media.gif import encode_gif
 from vidgen.media.pixels import to_rgb
 from vidgen.media.video import to_uint8, write_mp4
-from vidgen.whole_file import whole_file, write_whole
+from vidgen.whole_file import remove_leftovers, whole_file, write_whole
 
 CRF = 12  # H.264 quality of a sample: few pixels, to be looked at and to be scored
 PREVIEW = 256  # pixels: the longest side of a frame that is kept for the GIF and the sheet
@@ -44,6 +44,34 @@ class VideoFile:
   height: int
   width: int
   preview: UInt8[np.ndarray, "t h w 3"]
+
+
+def prepare(directory: Path) -> None:
+  """Makes a folder of samples, or what is left of one, ready to be filled.
+
+  Its records go: they are complete again when the run is.
+  """
+  (directory / "latents").mkdir(parents=True, exist_ok=True)
+  (directory / FILE).unlink(missing_ok=True)
+  for folder in (directory, directory / "latents"):
+    remove_leftovers(folder)
+
+
+def record_of(
+  origin: SampleOrigin, video: VideoFile, *, key: str | None, cut: bool, latents: str
+) -> SampleRecord:
+  """The record of a sample whose files are written; `latents` is their SHA-256."""
+  return SampleRecord(
+    **{f.name: getattr(origin, f.name) for f in dataclasses.fields(origin)},
+    key=key,
+    cut=cut,
+    file=video.file,
+    sha256=video.sha256,
+    latents_sha256=latents,
+    frames=video.frames,
+    height=video.height,
+    width=video.width,
+  )
 
 
 def latents_path(directory: Path, index: int) -> Path:

@@ -9,7 +9,6 @@ its windows are sampled together. When the same run is started again, latents th
 made a second time.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -21,14 +20,14 @@ from jaxtyping import Float, UInt8
 from vidgen.errors import DataError
 from vidgen.evals import sample_files as files
 from vidgen.evals.generation import ON_SHEET, Generated, cut_texts, text_inputs
-from vidgen.evals.samples import FILE, SampleOrigin, SampleRecord, SampleSet, Video, write_records
+from vidgen.evals.samples import FILE, SampleOrigin, SampleSet, Video, write_records
 from vidgen.inputs.encoders import TextEncoder
 from vidgen.inputs.text import Tokenizer
 from vidgen.media.sheet import contact_sheet
 from vidgen.systems import Stage
 from vidgen.systems.movie_gen.upsampler import resized
 from vidgen.systems.sampling import Sampler
-from vidgen.whole_file import remove_leftovers, write_whole
+from vidgen.whole_file import write_whole
 
 SOURCES = "sources.jsonl"
 GIVEN = ("condition",)  # of what the stage samples from, what no prompt gives
@@ -130,10 +129,7 @@ def upsample(
     NonFiniteError: the model made a value that is not a number; the sample is named.
   """
   directory = Path(directory)
-  (directory / "latents").mkdir(parents=True, exist_ok=True)
-  (directory / FILE).unlink(missing_ok=True)  # complete again when this run is
-  for folder in (directory, directory / "latents"):
-    remove_leftovers(folder)
+  files.prepare(directory)
   texts = [origin.read for origin in origins]
   fps = origins[0].fps
   reads: dict[str, Any] = {"tokenizer": tokenizer, "fps": fps, "encoders": encoders, "given": GIVEN}
@@ -169,17 +165,7 @@ def upsample(
       hashed = found[origin.index]
       assert hashed is not None  # made above
       records.append(
-        SampleRecord(
-          **{f.name: getattr(origin, f.name) for f in dataclasses.fields(origin)},
-          key=source.key,
-          cut=source.cut or cut[i],
-          file=video.file,
-          sha256=video.sha256,
-          latents_sha256=hashed,
-          frames=video.frames,
-          height=video.height,
-          width=video.width,
-        )
+        files.record_of(origin, video, key=source.key, cut=source.cut or cut[i], latents=hashed)
       )
     progress(len(records), len(origins))
   captions = [origin.prompt for origin in origins[: len(sheet)]]

@@ -141,19 +141,32 @@ class LoadedAutoencoder:
     network = getattr(self.stage, "network", None)
     if network is None or getattr(network, "attention_window", 0) is None:
       raise ConfigError("this autoencoder attends to all frames: it cannot decode in pieces")
-    raw = np.asarray(latents, np.float32) * self._std + self._mean
+    raw = _Raw(latents, mean=self._mean, std=self._std)
     with on_mesh(self.mesh, rules=self._rules):
       for piece in stream_decode(network, self.params["autoencoder"], raw, frames=frames):
         yield np.clip(piece, -1, 1)
 
+  def most_frames(self, length: int) -> int:
+    """How many frames are in so many of latents."""
+    return length * (1 if self.source.frames == "each" else self.stage.temporal_stride)
+
   def _check(self, latents: Any, frames: int) -> None:
-    stride = 1 if self.source.frames == "each" else self.stage.temporal_stride
-    most = latents.shape[1] * stride
+    most = self.most_frames(latents.shape[1])
     if not 1 <= frames <= most or latents.shape[-1] != self.channels:
       raise ConfigError(
         f"latents of shape {tuple(latents.shape)} hold at most {most} frames of {self.channels} "
         f"channels, {frames} were asked for"
       )
+
+
+class _Raw:
+  """Latents as the network made them, those of a slice when it is asked for."""
+
+  def __init__(self, latents: Any, *, mean: np.ndarray, std: np.ndarray):
+    self.shape, self._latents, self._mean, self._std = latents.shape, latents, mean, std
+
+  def __getitem__(self, index: Any) -> np.ndarray:
+    return np.asarray(self._latents[index], np.float32) * self._std + self._mean
 
 
 def batch_array(shape: Sequence[int]) -> ArraySpec:

@@ -158,3 +158,31 @@ class ShardData:
   def close(self) -> None:
     """Stops threads and worker processes."""
     self._iterator.close()
+
+
+class DataAround:
+  """Data with other data within, which keep the position, the texts and count of bad samples."""
+
+  def __init__(self, data: Any):
+    self._data = data
+
+  @property
+  def bad_samples(self) -> int:
+    """Distinct bad samples so far, of all processes and of earlier starts."""
+    return self._data.bad_samples
+
+  def get_state(self) -> dict[str, Any]:
+    """As of the data within."""
+    return self._data.get_state()
+
+  def set_state(self, state: dict[str, Any], *, changed: bool) -> None:
+    """As of the data within."""
+    self._data.set_state(state, changed=changed)
+
+  def captions(self, examples: HostBatch) -> list[str]:
+    """The texts of examples."""
+    return self._data.captions(examples)
+
+  def close(self) -> None:
+    """Stops threads and worker processes."""
+    self._data.close()

@@ -11,7 +11,7 @@ from vidgen.errors import ConfigError
 from vidgen.inputs.encoders import TextEncoder, open_encoder
 from vidgen.systems import make_stage
 from vidgen.train.autoencoder import LoadedAutoencoder, open_autoencoder
-from vidgen.train.data import ShardData
+from vidgen.train.data import DataAround, ShardData
 from vidgen.train.experiment import Experiment
 from vidgen.train.programs import HostBatch
 from vidgen.train.rows import on_host, process_rows
@@ -79,7 +79,7 @@ def check_streams(experiment: Experiment, identities: Mapping[str, Mapping[str, 
       )
 
 
-class EncodedData:
+class EncodedData(DataAround):
   """`ShardData` with frozen encoders behind it; what the loop's `Data` asks for.
 
   A stream NAME of a batch, ids of this process's rows, becomes the whole batch's embeddings on the
@@ -95,7 +95,8 @@ class EncodedData:
     batch_size: int,
     autoencoder: LoadedAutoencoder | None = None,
   ):
-    self._data, self._encoders, self._batch_size = data, dict(encoders), batch_size
+    super().__init__(data)
+    self._encoders, self._batch_size = dict(encoders), batch_size
     self._autoencoder = autoencoder
 
   def __next__(self) -> HostBatch:
@@ -120,19 +121,6 @@ class EncodedData:
     """Names of the arrays in a batch."""
     names = self._data.names
     return names if self._autoencoder is None else (names - {"video"}) | {"latents"}
-
-  @property
-  def bad_samples(self) -> int:
-    """Distinct bad samples so far, of all processes and of earlier starts."""
-    return self._data.bad_samples
-
-  def get_state(self) -> dict[str, Any]:
-    """As `ShardData`."""
-    return self._data.get_state()
-
-  def set_state(self, state: dict[str, Any], *, changed: bool) -> None:
-    """As `ShardData`."""
-    self._data.set_state(state, changed=changed)
 
   def describe(self) -> dict[str, Any]:
     """As `ShardData`, and what makes the latents."""
@@ -159,11 +147,3 @@ class EncodedData:
     latents = self._autoencoder.encode(np.asarray(batch["video"]))
     rest = {name: array for name, array in batch.items() if name != "video"}
     return {**rest, **streams, "latents": np.asarray(latents)}
-
-  def captions(self, examples: HostBatch) -> list[str]:
-    """The texts of examples."""
-    return self._data.captions(examples)
-
-  def close(self) -> None:
-    """Stops threads and worker processes."""
-    self._data.close()

@@ -14,6 +14,7 @@ from vidgen.errors import ConfigError
 from vidgen.nn.partition import Rules
 from vidgen.systems import ArraySpec
 from vidgen.systems.movie_gen.upsampler import resized
+from vidgen.train.data import DataAround
 from vidgen.train.programs import HostBatch
 from vidgen.train.rows import on_host
 
@@ -91,7 +92,7 @@ class Pairs:
     return {"latents": autoencoder.encode(video), "condition": autoencoder.encode(condition)}
 
 
-class UpsampledData:
+class UpsampledData(DataAround):
   """Batches of clips with their small copies as an upsampler eats them; the loop's `Data`.
 
   "video", "low" and "artifacts" of this process's rows become the whole batch's "latents" (without
@@ -109,7 +110,8 @@ class UpsampledData:
     mesh: Mesh,
     rules: Rules,
   ):
-    self._data, self._batch_size, self._reconstruct = data, batch_size, reconstruct
+    super().__init__(data)
+    self._batch_size, self._reconstruct = batch_size, reconstruct
     self._mesh, self._rules = mesh, rules
     self._autoencoder, self._pairs = autoencoder, Pairs(autoencoder)
     self._made = {"video" if autoencoder is None else "latents", "condition"}
@@ -140,19 +142,6 @@ class UpsampledData:
     """Names of the arrays in a batch."""
     return frozenset((self._data.names - set(SMALL)) | self._made)
 
-  @property
-  def bad_samples(self) -> int:
-    """Distinct bad samples so far, of all processes and of earlier starts."""
-    return self._data.bad_samples
-
-  def get_state(self) -> dict[str, Any]:
-    """As of the data within."""
-    return self._data.get_state()
-
-  def set_state(self, state: dict[str, Any], *, changed: bool) -> None:
-    """As of the data within."""
-    self._data.set_state(state, changed=changed)
-
   def describe(self) -> dict[str, Any]:
     """As of the data within, and what makes the latents."""
     about = self._data.describe()
@@ -173,14 +162,6 @@ class UpsampledData:
       arrays = jax.device_put({name: np.asarray(batch[name]) for name in SMALL}, whole)
       made = self._run(arrays)
       return {**_rest(batch), **{name: np.asarray(array) for name, array in made.items()}}
-
-  def captions(self, examples: HostBatch) -> list[str]:
-    """The texts of examples."""
-    return self._data.captions(examples)
-
-  def close(self) -> None:
-    """Stops threads and worker processes."""
-    self._data.close()
 
 
 def _split(array: Any, *, rows: int) -> ArraySpec:
