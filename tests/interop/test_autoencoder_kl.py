@@ -86,3 +86,37 @@ def test_inflated_it_is_the_same_for_images_and_keeps_the_layers_over_time(tmp_p
   found: Any = model.apply({"params": params}, video, method="encode")
   expected: Any = plain.apply({"params": image}, video, method="encode")
   np.testing.assert_allclose(found.mean, expected.mean, atol=1e-5)
+
+
+def test_a_stage_starts_from_a_folder_of_diffusers(tmp_path):
+  """Its spatial arrays are those of the file; only the layers over time are drawn."""
+  from ml_collections import ConfigDict
+
+  from vidgen.dist.mesh import make_mesh, on_mesh
+  from vidgen.systems import make_stage
+  from vidgen.train.experiment import resolve
+  from vidgen.train.programs import Programs
+  from vidgen.train.start import begin
+
+  channels, blocks, latent, groups, *_ = SHAPES["one block"]
+  image = loaded("one block", tmp_path)
+  shape = {"name": "video", "frames": 4, "height": 16, "width": 16}
+  fields = {
+    "channels": channels, "blocks": blocks, "latent_channels": latent, "groups": groups,
+    "perceptual_weight": 0.0, "gan_weight": 0.0, "discriminator": None, "buckets": [shape],
+  }  # fmt: skip
+  one = resolve(ConfigDict({
+    "name": "tae", "stage": {"name": "movie_gen/tae", "fields": fields},
+    "inputs": {"buckets": [{**shape, "subset": "video"}]},
+    "train": {"batch_size": 8}, "start": {"files": {"autoencoder": str(tmp_path)}},
+  }))  # fmt: skip
+  mesh = make_mesh(one.mesh)
+  with on_mesh(mesh, rules=one.rules):
+    stage = make_stage(one.stage.name, one.stage.fields)
+    begun = begin(Programs(one, stage=stage, mesh=mesh))
+  read = begun.record["files"]["autoencoder"]["arrays"]
+  assert len(read) == len(jax.tree.leaves(image))
+  assert begun.record["fresh"] and all("temporal" in name for name in begun.record["fresh"])
+  found = jax.device_get(begun.state.params["autoencoder"])
+  kernel = found["decoder"]["level_0"]["conv_in"]["spatial"]["kernel"]
+  np.testing.assert_array_equal(kernel, image["decoder"]["level_0"]["conv_in"]["spatial"]["kernel"])
