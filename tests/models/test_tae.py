@@ -207,7 +207,9 @@ def test_memory_of_a_stream_does_not_grow_with_the_video():
 def peak(how: str, frames: int) -> int:
   """Bytes, of a process that decodes so many frames of 96 x 96."""
   script = Path(__file__).with_name("run_decode.py")
-  environment = {**os.environ, "MALLOC_ARENA_MAX": "1", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+  # One thread: others would have parts of memory of their own, at times of their own.
+  alone = {"NPROC": "1", "MALLOC_ARENA_MAX": "1"}
+  environment = {**os.environ, **alone, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
   command = [sys.executable, str(script), how, str(frames)]
   made = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
   return int(made.stdout)
