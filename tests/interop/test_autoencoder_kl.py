@@ -1,5 +1,7 @@
 """An image autoencoder from diffusers: the same numbers, and inflated the same for every image."""
 
+import functools
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +66,26 @@ def pairs(name: str, folder: Path) -> dict[str, tuple[Any, Any]]:
     }
 
 
-@pytest.mark.parametrize("name", SHAPES)
-def test_moments_and_pictures_are_those_of_diffusers(name, tmp_path):
-  check(Case("models.tae.TAE", "diffusers==0.42.1, AutoencoderKL", name, 1e-5,
-             lambda: pairs(name, tmp_path)))  # fmt: skip
+def agreeing(name: str) -> dict[str, tuple[Any, Any]]:
+  with tempfile.TemporaryDirectory() as folder:
+    return pairs(name, Path(folder))
+
+
+CASES = [
+  Case(
+    "models.tae.TAE",
+    "diffusers==0.42.1, AutoencoderKL",
+    f"{name}, channels {', '.join(map(str, SHAPES[name][0]))}",
+    1e-5,
+    functools.partial(agreeing, name),
+  )
+  for name in SHAPES
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.config)
+def test_moments_and_pictures_are_those_of_diffusers(case):
+  check(case)
 
 
 def test_inflated_it_is_the_same_for_images_and_keeps_the_layers_over_time(tmp_path):
