@@ -1,14 +1,20 @@
 """Movie Gen Video at 768 pixels: text-to-image and text-to-video, jointly (section 3.1.4).
 
   vidgen train --config configs/movie_gen/t2v_768.py:tiny --data DIR --workdir DIR
+  vidgen train --config configs/movie_gen/t2v_768.py:30b --data DIR --workdir T2V_768 \\
+    --start-from T2V_256_2 --config.inputs.autoencoder.workdir=TAE
+  vidgen train --config configs/movie_gen/t2v_768.py:30b.2 ... --start-from T2V_768
 
-Variants: 30b (the paper's model), 5b, 1b, and tiny, which learns ShapesWorld at 32 x 32 pixels.
-All but tiny eat latents (16 channels, stride 8 x 8 x 8) and the embeddings of UL2, ByT5 and
-MetaCLIP, computed beforehand. A batch never mixes shapes: three lengths in five aspect ratios, of
-which the paper names the square and 1024 x 576 either way. The first and longest phase of Table 3
-is stated here; later phases lower the learning rate (3e-5, 2e-5, 1e-5) and the batch (768, 512)
-and use context parallelism of 2. Meant for v5p or H100 pods. One forward pass of 30b over 256
-frames of 768 x 768 (73,728 tokens) is 10.21 PFLOP by the network's own formula.
+Variants: 30b (the paper's model), and 30b.2, 30b.3 and 30b.4, its later phases, with the learning
+rates, batches and iterations of Table 3; 5b, 1b; tiny, which learns ShapesWorld at 32 x 32 pixels;
+tiny_latent, at 64 x 64 in the latents of tae.py's tiny, starting from t2v_256.py's. Full sizes eat
+latents (16 channels, stride 8 x 8 x 8) and the embeddings of UL2, ByT5 and MetaCLIP. A batch never
+mixes shapes: three lengths in five aspect ratios, of which the paper names the square and
+1024 x 576 either way, and images. The position tables are spread over three times as many rows.
+The paper lowers the rate whenever the loss on held-out clips is flat, and has context parallelism
+of 2 from the third phase; here all phases lie on the devices in the same way. Meant for v5p or H100
+pods (t2v_768.plans.json). One forward pass of 30b over 256 frames of 768 x 768 (73,728 tokens) is
+10.21 PFLOP by the network's own formula.
 """
 
 import ml_collections
@@ -20,8 +26,8 @@ SIZES = {
   "30b": (48, 6144, 48, 16384),
 }
 
-# The devices a size is meant for, and how it lies on them: context, tensor, micro-batches of a
-# step, what the backward pass keeps. A shard of the batch has one video of 73,728 tokens at a time.
+# The devices a size is meant for, and how it lies on them: context, tensor, micro-batches of 1536
+# (a shard of the batch has one video of 73,728 tokens at a time), what the backward pass keeps.
 # Plans for other devices are in t2v_768.plans.json.
 DEVICES = {
   "1b": ("v5e:16x16", 4, 1, 24, "attention"),
@@ -29,8 +35,18 @@ DEVICES = {
   "30b": ("v5p:8x8x16", 4, 2, 12, "names"),
 }
 
+# Steps, batch, learning rate.
+PHASES = {
+  "": (19_600, 1536, 6e-5),
+  "2": (11_000, 1536, 3e-5),
+  "3": (15_900, 768, 2e-5),
+  "4": (28_000, 512, 1e-5),
+}
+
 # height, width; the last two are not given by the paper.
 SHAPES = [(768, 768), (576, 1024), (1024, 576), (640, 896), (896, 640)]
+
+VARIANTS = ("30b", "30b.2", "30b.3", "30b.4", "5b", "1b", "tiny", "tiny_latent")
 
 RULES = [
   ["batch", ["data", "fsdp"]],
@@ -44,10 +60,11 @@ RULES = [
 
 
 def get_config(arg: str = "30b") -> ml_collections.ConfigDict:
-  """The config of variant `arg`: 1b, 5b, 30b or tiny."""
-  config = tiny() if arg == "tiny" else full(*SIZES[arg], *DEVICES[arg])
-  config["name"] = f"movie_gen_t2v_768_{arg}"
-  return ml_collections.ConfigDict(config)
+  """The config of variant `arg`, a size with or without its phase, or a tiny one."""
+  size, _, phase = arg.partition(".")
+  tinies = {"tiny": tiny, "tiny_latent": tiny_latent}
+  config = tinies[arg]() if arg in tinies else full(size, PHASES[phase])
+  return ml_collections.ConfigDict({**config, "name": f"movie_gen_t2v_768_{arg}", "rules": RULES})
 
 
 def bucket(name: str, frames: int, height: int, width: int, *, fps: float = 16.0) -> dict:
@@ -62,18 +79,11 @@ def shape(bucket: dict) -> dict:
   return {key: bucket[key] for key in ("name", "frames", "height", "width")}
 
 
-def full(
-  layers: int,
-  width: int,
-  heads: int,
-  mlp_width: int,
-  topology: str,
-  context: int,
-  tensor: int,
-  accumulate: int,
-  remat: str,
-) -> dict:
+def full(size: str, phase: tuple[int, int, float]) -> dict:
   """A model over latents; defaults of the stage are the paper's."""
+  layers, width, heads, mlp_width = SIZES[size]
+  topology, context, tensor, parts, remat = DEVICES[size]
+  steps, batch_size, learning_rate = phase
   buckets = []
   for frames in (256, 192, 128, 1):
     kind = "image" if frames == 1 else "video"
@@ -81,77 +91,69 @@ def full(
       plain = frames in (256, 1) and h == w  # the two shapes that go by the plain names
       name = kind if plain else f"{kind}_{frames}x{h}x{w}"
       buckets.append(bucket(name, frames, h, w))
+  fields = {
+    "layers": layers,
+    "width": width,
+    "heads": heads,
+    "mlp_width": mlp_width,
+    "max_grid": [32, 96, 96],
+    "remat": remat,
+    "buckets": [shape(b) for b in buckets],
+  }
   return {
-    "stage": {
-      "name": "movie_gen/t2v",
-      "fields": {
-        "layers": layers,
-        "width": width,
-        "heads": heads,
-        "mlp_width": mlp_width,
-        "max_grid": [32, 96, 96],
-        "remat": remat,
-        "buckets": [shape(b) for b in buckets],
-      },
-    },
+    "stage": {"name": "movie_gen/t2v", "fields": fields},
     "inputs": {"buckets": buckets},
     "train": {
-      "steps": 19_600,
-      "batch_size": 1536,
-      "accumulate": accumulate,
+      "steps": steps,
+      "batch_size": batch_size,
+      "accumulate": parts * batch_size // 1536,
       "save_every": 20,  # a step takes minutes
       "eval_every": 100,
       "hang_seconds": 7200,
-      "optimizer": {"learning_rate": 6e-5},
+      "optimizer": {"learning_rate": learning_rate},
     },
     "topology": topology,
     "mesh": {"data": 1, "fsdp": -1, "context": context, "tensor": tensor},
-    "rules": RULES,
     "sample": {"steps": 50, "guidance_scale": 7.5, "linear_steps": 250},
   }
 
 
-def tiny() -> dict:
+def tiny(*, latent: bool = False) -> dict:
   """ShapesWorld, 8 frames of 32 x 32 pixels; the recipe of t2v_256's tiny, not tuned anew."""
-  buckets = [bucket("video", 8, 32, 32, fps=4.0)]
+  side = 64 if latent else 32
+  buckets = [bucket("video", 8, side, side, fps=4.0)]
+  if latent:
+    buckets.append(bucket("image", 1, side, side, fps=4.0) | {"weight": 0.1})
+    fields = {"width": 128, "heads": 4, "mlp_width": 352, "patch": [1, 1, 1]}
+  else:
+    fields = {"width": 192, "heads": 6, "mlp_width": 512, "patch": [8, 4, 4], "latent": None}
+  fields |= {
+    "layers": 6,
+    "max_grid": [1, 8, 8],
+    "position_scale": 0.5,
+    "pooled_text": True,
+    "text_streams": {},
+    "text_encoder": {"length": 96, "words": 16, "width": 128},
+    "buckets": [shape(b) for b in buckets],
+    "prediction": "data",
+    "noise_floor": 0.5,
+    "time_loc": -0.3,
+    "dtype": "float32",
+    "remat": "none",
+    "scan_unroll": 6,
+  }
+  muon = {"name": "muon", "learning_rate": 8e-3, "warmup_steps": 20, "decay": "linear", "b2": 0.99}
   return {
-    "stage": {
-      "name": "movie_gen/t2v",
-      "fields": {
-        "layers": 6,
-        "width": 192,
-        "heads": 6,
-        "mlp_width": 512,
-        "patch": [8, 4, 4],
-        "max_grid": [1, 8, 8],
-        "position_scale": 0.5,
-        "pooled_text": True,
-        "latent": None,
-        "text_streams": {},
-        "text_encoder": {"length": 96, "words": 16, "width": 128},
-        "buckets": [shape(b) for b in buckets],
-        "prediction": "data",
-        "noise_floor": 0.5,
-        "time_loc": -0.3,
-        "dtype": "float32",
-        "remat": "none",
-        "scan_unroll": 6,
-      },
-    },
+    "stage": {"name": "movie_gen/t2v", "fields": fields},
     "inputs": {"buckets": buckets, "text_length": 96, "cache_bytes": 2**28},
-    "train": {
-      "steps": 4000,
-      "batch_size": 64,
-      "ema_decay": 0.99,
-      "optimizer": {
-        "name": "muon",
-        "learning_rate": 8e-3,
-        "warmup_steps": 20,
-        "decay": "linear",
-        "b2": 0.99,
-      },
-    },
+    "train": {"steps": 4000, "batch_size": 64, "ema_decay": 0.99, "optimizer": muon},
     "mesh": {"data": -1, "fsdp": 1, "context": 1, "tensor": 1},
-    "rules": RULES,
     "sample": {"steps": 32, "guidance_scale": 4.0, "linear_steps": 64},
   }
+
+
+def tiny_latent() -> dict:
+  """ShapesWorld, 8 frames of 64 x 64 pixels as 1 x 8 x 8 latents, and images; not tuned."""
+  config = tiny(latent=True)
+  config["inputs"]["autoencoder"] = {}
+  return config

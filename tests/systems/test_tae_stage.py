@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from vidgen.config import build
+from vidgen.dist.flops import flops_of
 from vidgen.errors import ConfigError
 from vidgen.systems import SampleSettings, make_stage
 from vidgen.systems.movie_gen.shapes import BatchShape
@@ -67,6 +68,22 @@ def test_the_outlier_penalty_has_its_closed_form():
   constant = jnp.full((1, 2, 8, 8, 16), 0.3)
   value, gradient = jax.value_and_grad(lambda x: outlier_penalty(x, radius=3.0).sum())(constant)
   assert value == 0 and jnp.isfinite(gradient).all()
+
+
+def test_the_penalty_knows_one_frame_only():
+  """Two constant frames that differ: over both together the vectors would lie apart."""
+  frames = jnp.stack([jnp.zeros((8, 8, 4)), jnp.ones((8, 8, 4))])[None]
+  np.testing.assert_array_equal(outlier_penalty(frames, radius=0.5), np.zeros((1, 2)))
+
+
+def test_the_penalty_weighs_as_with_a_reconstruction_summed_over_a_frame():
+  """Of 16 x 16 pixels in three colours, for which ours is the mean."""
+  fields = {"outlier_radius": 0.5, "discriminator": None, "gan_weight": 0.0, "kl_weight": 0.0}
+  stage = stage_of(reconstruction_weight=0.0, outlier_weight=1e5, **fields)
+  keys = jax.random.split(jax.random.key(1), 2)
+  loss, metrics = jax.device_get(jax.jit(stage.loss)(params_of(stage_of()), batch("image"), keys))
+  assert metrics["outliers"] > 1e-3
+  assert loss == pytest.approx(1e5 / (16 * 16 * 3) * metrics["outliers"], rel=1e-5)
 
 
 def test_the_penalty_is_of_vectors_and_not_of_single_channels():
@@ -158,11 +175,60 @@ def test_a_few_steps_with_an_optimizer_for_each_network_lower_the_reconstruction
   assert all(np.isfinite(list(m.values())).all() for m in found)
 
 
+@pytest.mark.parametrize("over", ["frame", "clip"])
+def test_the_frames_that_are_judged_hang_on_the_key_and_are_the_same_of_both_videos(over):
+  """Any frames for a network that sees each by itself, successive ones for one that sees clips."""
+  discriminator = dataclasses.replace(TINY.discriminator, over=over)
+  stage = stage_of(judged_frames=3, discriminator=discriminator)
+  numbers = jnp.broadcast_to(jnp.arange(8.0)[:, None, None, None], (64, 8, 1, 1, 1))
+  keys = jax.random.split(jax.random.key(0), 64)
+  one, other = stage._judged(keys, numbers, numbers + 100)
+  chosen = np.asarray(one[..., 0, 0, 0])
+  np.testing.assert_array_equal(other - one, np.full_like(one, 100))
+  assert all(len(set(row)) == 3 for row in chosen) and set(chosen.flat) == set(range(8))
+  successive = (np.diff(chosen, axis=1) == 1).all(axis=1)
+  assert successive.all() if over == "clip" else not successive.all()
+  assert stage._judged(keys, numbers[:, :1])[0].shape == (64, 1, 1, 1, 1)  # an image
+
+
+def perceptual_stage():
+  image = BatchShape("image", frames=1, height=32, width=32)
+  return stage_of(
+    perceptual_weight=1.0, perceptual_net="alex", buckets=(image,), discriminator=None,
+    gan_weight=0.0, channels=(4, 4), temporal="none",
+  )  # fmt: skip
+
+
 def test_perceptual_weights_are_required_and_do_not_train():
-  side = BatchShape("video", frames=1, height=64, width=64)
-  stage = stage_of(perceptual_weight=1.0, perceptual_net="alex", buckets=(side,), judged_frames=1)
+  """No gradient reaches them, while their loss reaches the autoencoder."""
+  stage = perceptual_stage()
   assert stage.required == ("perceptual",) and stage.frozen == ("^perceptual/",)
   assert stage_of().required == ()
+  rng = np.random.default_rng(0)
+  video = jnp.asarray(rng.uniform(-1, 1, (1, 1, 32, 32, 3)), jnp.float32)
+  keys = jax.random.split(jax.random.key(1), 1)
+
+  def distance(params):
+    return stage.loss(params, {"video": video}, keys)[1]["perceptual"]
+
+  found = jax.jit(jax.grad(distance))(params_of(stage))
+  assert optax.tree.norm(found["perceptual"]) == 0 and optax.tree.norm(found["autoencoder"]) > 0
+
+
+@pytest.mark.parametrize("judged", [None, 4])
+def test_the_flops_are_those_counted_but_for_the_padding(judged):
+  """Of all three networks, at sizes where small matrices over time are no banded ones."""
+  clip = BatchShape("video", frames=16, height=128, width=128)
+  stage = TAEStage(
+    TAEConfig(channels=(64, 128), groups=8, latent_channels=4, buckets=(clip,),
+              judged_frames=judged, dtype="float32", remat="none")
+  )  # fmt: skip
+  spec = stage.batch_spec(2)
+  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
+  params = jax.eval_shape(stage.init, jax.random.key(0))
+  arrays = {name: array.struct() for name, array in spec.items()}
+  counted = flops_of(jax.make_jaxpr(stage.loss)(params, arrays, keys)).total
+  assert 0.97 < counted / stage.flops(spec) <= 1.0
 
 
 @pytest.mark.parametrize(

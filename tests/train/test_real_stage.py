@@ -11,6 +11,7 @@ from trained_run import experiment, params, stage
 from vidgen.dist.mesh import MeshConfig, make_mesh, on_mesh
 from vidgen.dist.rules import DEFAULT_RULES, batch_shardings, state_shardings
 from vidgen.nn.attention import AttentionConfig
+from vidgen.systems import make_stage
 from vidgen.train.state import TRAIN, example_keys
 from vidgen.train.step import gradient
 
@@ -81,4 +82,65 @@ def test_loss_and_gradient_do_not_depend_on_the_mesh(
     scale = np.abs(reference).max()  # relative to the array: its small entries are sums of large
     np.testing.assert_allclose(
       np.asarray(got), reference, rtol=1e-5, atol=1e-5 * scale + 1e-9, err_msg=str(path)
+    )
+
+
+# The autoencoder with every loss but LPIPS: noise and judged frames by the examples' keys.
+AUTOENCODER = {
+  "channels": [4, 8], "blocks": 1, "groups": 2, "latent_channels": 4, "dtype": "float32",
+  "remat": "none", "perceptual_weight": 0.0, "kl_weight": 1e-2, "outlier_radius": 0.5,
+  "judged_frames": 2, "discriminator": {"channels": 8, "layers": 1, "groups": 2},
+  "buckets": [{"name": "video", "frames": 4, "height": 8, "width": 8}],
+}  # fmt: skip
+
+
+def losses_and_gradient(weights, video, accumulate):
+  keys = example_keys(0, jnp.int32(3), purpose=TRAIN, count=SIZE)
+  batch = {"video": video}
+  return gradient(weights, batch, keys, stage=autoencoder(), accumulate=accumulate)
+
+
+@functools.cache
+def autoencoder():
+  return make_stage("movie_gen/tae", AUTOENCODER)
+
+
+@functools.cache
+def autoencoder_alone():
+  """Weights that mix frames, a batch, and what one device makes of them."""
+  fresh = jax.jit(autoencoder().init)(jax.random.key(0))
+  leaves, tree = jax.tree.flatten(jax.device_get(fresh))
+  rng = np.random.default_rng(1)
+  moved = [x + 0.1 * rng.standard_normal(x.shape).astype(np.float32) for x in leaves]
+  weights = jax.tree.unflatten(tree, moved)
+  video = rng.uniform(-1, 1, (SIZE, 4, 8, 8, 3)).astype(np.float32)
+  found = jax.jit(losses_and_gradient, static_argnums=2)(weights, video, 1)
+  return weights, video, jax.device_get(found)
+
+
+@pytest.mark.parametrize(
+  ("mesh_config", "accumulate"),
+  [(MeshConfig(data=2, fsdp=2, tensor=2), 1), (MeshConfig(data=1, fsdp=4, context=2), 2)],
+)
+def test_the_autoencoders_losses_and_gradients_do_not_depend_on_the_mesh(mesh_config, accumulate):
+  weights, video, (want_loss, want_metrics, want) = autoencoder_alone()
+  mesh = make_mesh(mesh_config, devices=jax.devices())
+  layout = {"params": weights, "mesh": mesh, "rules": DEFAULT_RULES}
+  shardings = state_shardings(weights, autoencoder().logical_axes(), **layout)
+  data = batch_shardings(autoencoder().batch_spec(SIZE), mesh=mesh, rules=DEFAULT_RULES)
+  with on_mesh(mesh, rules=DEFAULT_RULES, attention=AttentionConfig()):
+    program = jax.jit(losses_and_gradient, static_argnums=2, out_shardings=(None, None, shardings))
+    placed = jax.device_put(weights, shardings), jax.device_put(video, data["video"])
+    loss, metrics, gradients = program(*placed, accumulate)
+  np.testing.assert_allclose(loss, want_loss, rtol=1e-5)
+  for name, value in metrics.items():
+    np.testing.assert_allclose(value, want_metrics[name], rtol=1e-4, atol=1e-6, err_msg=name)
+  # What is zero but for rounding (the gradient of the bias of keys, which a softmax does not see)
+  # is compared with the largest of all gradients; the others with their own array's largest.
+  rounding = 1e-6 * max(np.abs(x).max() for x in jax.tree.leaves(want))
+  paths = jax.tree_util.tree_leaves_with_path(gradients)
+  for (path, got), reference in zip(paths, jax.tree.leaves(want), strict=True):
+    scale = np.abs(reference).max()
+    np.testing.assert_allclose(
+      np.asarray(got), reference, rtol=1e-4, atol=1e-5 * scale + rounding, err_msg=str(path)
     )

@@ -47,6 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="plan all that the file lists, and record it there",
   )
   parser.add_argument(
+    "--recipe",
+    metavar="FILE.json",
+    help="what all stages that the file lists cost, by their plans on record",
+  )
+  parser.add_argument(
     "--check", action="store_true", help="with --recorded: compare, write nothing"
   )
   parser.add_argument(
@@ -66,11 +71,21 @@ def run(args: argparse.Namespace) -> int:
   """
   from vidgen.dist.topology import parse_topology, prepare_environment
   from vidgen.errors import ConfigError
+  from vidgen.whole_file import write_whole
 
   if args.recorded:
     from vidgen.cli.recorded_plans import replan
 
     replan(Path(args.recorded), only=args.only, check=args.check)
+    return 0
+  if args.recipe:
+    from vidgen.cli.recipe_cost import cost_table, recipe_costs
+
+    costs = recipe_costs(Path(args.recipe))
+    print(cost_table(costs), end="")
+    if args.json:
+      rows = [dataclasses.asdict(cost) for cost in costs]
+      write_whole(Path(args.json), (json.dumps(rows, indent=2) + "\n").encode())
     return 0
   if args.encoder:
     if args.config or args.overrides:
@@ -83,14 +98,14 @@ def run(args: argparse.Namespace) -> int:
     return _encoder(args)
   if not args.config:
     raise ConfigError(
-      "--config FILE.py[:variant], --encoder NAME or --recorded FILE.plans.json: one is needed"
+      "--config FILE.py[:variant], --encoder NAME, --recorded FILE.plans.json or --recipe FILE.json"
+      ": one is needed"
     )
   prepare_environment()
 
   from vidgen.config import load_config, parse_overrides
   from vidgen.train.experiment import resolve
   from vidgen.train.plan import find_remedy, make_plan
-  from vidgen.whole_file import write_whole
 
   experiment = resolve(load_config(args.config, parse_overrides(args.overrides)))
   if not (args.topology or experiment.topology):

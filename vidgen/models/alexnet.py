@@ -35,7 +35,13 @@ class AlexNetFeatures(nn.Module):
       if name in POOLED:
         x = max_pool(x, window=(3, 3), strides=(2, 2))
       convolution = Convolution(
-        width, (size,) * 2, (stride,) * 2, [(around, around)] * 2, init=for_relu(3), name=name
+        width,
+        (size, size),
+        (stride, stride),
+        [(around, around)] * 2,
+        axes=("embed", "embed_out"),
+        init=for_relu(3),
+        name=name,
       )
       x = jax.nn.relu(convolution(x))
       taps.append(x)

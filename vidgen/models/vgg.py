@@ -29,6 +29,8 @@ class VGG16Features(nn.Module):
         x = max_pool(x, window=(2, 2), strides=(2, 2))
       for i in range(1, count + 1):
         name = f"conv{stage}_{i}"
-        x = jax.nn.relu(Convolution(width, (3, 3), init=for_relu(3), name=name)(x))
+        axes = ("embed", "embed_out")
+        convolution = Convolution(width, (3, 3), axes=axes, init=for_relu(3), name=name)
+        x = jax.nn.relu(convolution(x))
       taps.append(x)
     return taps

@@ -1,0 +1,101 @@
+"""Movie Gen's temporal autoencoder (section 3.1.1), and the image autoencoder it is inflated from.
+
+  vidgen train --config configs/movie_gen/tae.py:video --data DIR --workdir TAE_1 \\
+    --config.start.files.autoencoder=SD3_VAE --config.start.files.perceptual=LPIPS_HEADS.pth \\
+    --config.start.files.perceptual/trunk=VGG16.pth
+  vidgen train --config configs/movie_gen/tae.py:video.outliers ... --start-from TAE_1
+  vidgen data latents DIR --config configs/movie_gen/t2v_256.py:30b --autoencoder TAE
+
+Variants: video, 8 x 8 x 8 to 16 channels, images among the clips; video.outliers, which adds the
+outlier penalty: the paper's ablation has 50,000 steps without and 10,000 with it; image, the same
+network without time, for image_1024.py and upsampler.py; tiny, on ShapesWorld at 32 x 32 pixels.
+One batch of images to three of video, the losses and the penalty's weight are the paper's; batch,
+rates, lengths of clips, resolution and the other weights are not given by it. Meant for v6e slices;
+no plan is on record: its step was not compiled within a quarter of an hour.
+"""
+
+import ml_collections
+
+VARIANTS = ("video", "video.outliers", "image", "tiny")
+
+
+def get_config(arg: str = "video") -> ml_collections.ConfigDict:
+  """The config of variant `arg`."""
+  config = {
+    "video": lambda: full(steps=50_000, outliers=0.0),
+    "video.outliers": lambda: full(steps=10_000, outliers=1e5),
+    "image": image,
+    "tiny": tiny,
+  }[arg]()
+  return ml_collections.ConfigDict({**config, "name": f"movie_gen_tae_{arg}"})
+
+
+def buckets(frames: int, side: int, *, fps: float) -> dict:
+  """One batch of images to three of clips, of as many pixels a side; only images of one frame."""
+  found = [{"name": "video", "frames": frames, "height": side, "width": side}]
+  image = {"name": "image", "frames": 1, "height": side, "width": side}
+  found = [*found, image] if frames > 1 else [image]
+  weights = {"video": 3.0, "image": 1.0}
+  inputs = [{**b, "subset": b["name"], "fps": fps, "weight": weights[b["name"]]} for b in found]
+  return {"stage": found, "inputs": inputs}
+
+
+def full(*, steps: int, outliers: float, frames: int = 32, **fields) -> dict:
+  """The shape of Stable Diffusion 3's autoencoder; LPIPS and a discriminator are on."""
+  shapes = buckets(frames, 256, fps=16.0)
+  optimizer = {"learning_rate": 1e-4, "warmup_steps": 1000}
+  return {
+    "stage": {
+      "name": "movie_gen/tae",
+      "fields": {"outlier_weight": outliers, "buckets": shapes["stage"], **fields},
+    },
+    "inputs": {"buckets": shapes["inputs"], "caption_dropout": 0.0},
+    "train": {
+      "steps": steps,
+      "batch_size": 128,
+      "save_every": 500,
+      "optimizer": optimizer,
+      "optimizers": {"^discriminator/": optimizer},
+    },
+    "topology": "v6e:8x16",
+    # over all devices the smallest arrays, which do not divide, would outweigh the shares
+    "mesh": {"data": -1, "fsdp": 8, "context": 1, "tensor": 1},
+  }
+
+
+def image() -> dict:
+  """Frame by frame: what the image model and the upsampler work on."""
+  config = full(steps=50_000, outliers=1e5, frames=1, temporal="none")
+  config["train"]["batch_size"] = 256
+  return config
+
+
+def tiny() -> dict:
+  """ShapesWorld, 8 frames of 32 x 32 pixels to 1 x 4 x 4 latents; no LPIPS, no discriminator."""
+  shapes = buckets(8, 32, fps=4.0)
+  return {
+    "stage": {
+      "name": "movie_gen/tae",
+      "fields": {
+        "channels": [16, 32, 64, 64],
+        "blocks": 1,
+        "groups": 4,
+        "buckets": shapes["stage"],
+        "perceptual_weight": 0.0,
+        "gan_weight": 0.0,
+        "discriminator": None,
+        "outlier_weight": 0.0,
+        "dtype": "float32",
+        "remat": "none",
+      },
+    },
+    "inputs": {"buckets": shapes["inputs"], "caption_dropout": 0.0, "cache_bytes": 2**28},
+    "train": {
+      "steps": 3000,
+      "batch_size": 16,
+      "ema_decay": 0.99,
+      "save_every": 500,
+      "optimizer": {"learning_rate": 2e-3, "warmup_steps": 50, "decay": "cosine", "b2": 0.99},
+    },
+    "mesh": {"data": -1, "fsdp": 1, "context": 1, "tensor": 1},
+  }
