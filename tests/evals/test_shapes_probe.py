@@ -11,7 +11,7 @@ from test_samples import write
 from test_shapes_accuracy import write_reference
 
 from vidgen.evals import shapes_accuracy, shapes_probe
-from vidgen.evals.generation import CRF
+from vidgen.evals.sample_files import CRF
 from vidgen.evals.samples import read_samples
 from vidgen.inputs.decode import decode_video
 from vidgen.media.video import encode_mp4
