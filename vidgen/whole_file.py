@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, whatever ends the process that writes them."""
 
 import contextlib
+import glob
 import os
 import uuid
 from collections.abc import Iterator
@@ -28,7 +29,8 @@ def write_whole(path: Path, content: bytes) -> None:
     temporary.write_bytes(content)
 
 
-def remove_leftovers(folder: Path) -> None:
-  """Removes what a killed writer has left in a folder."""
-  for path in folder.glob(f".*{LEFTOVER}"):
+def remove_leftovers(folder: Path, *, of: str = "") -> None:
+  """Removes what a killed writer has left in a folder; `of` one file, where others still write."""
+  name = f"{glob.escape(of)}." if of else ""
+  for path in folder.glob(f".{name}*{LEFTOVER}"):
     path.unlink(missing_ok=True)

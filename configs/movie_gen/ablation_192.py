@@ -7,8 +7,9 @@
 Variants: 5b, on images, with the paper's rate of 3e-4, batch of 9,216 and 96,000 steps; 5b.2, on
 images and video, with its rate of 5e-5, 100,000 steps and two steps of images to a hundred of
 video. The paper's batch is then 256 videos or 4,096 images; here one number holds for all buckets,
-so that a step of images has 256. The MLP width is not given by the paper. 128 frames are 4,224
-tokens. Meant for v6e slices (ablation_192.plans.json).
+so that a step of images has 256. The 128 frames of a clip are spread over its 4 to 8 seconds. The
+MLP width is not given by the paper. 128 frames are 4,224 tokens. Meant for v6e slices
+(ablation_192.plans.json).
 """
 
 import ml_collections
@@ -43,6 +44,9 @@ def full(
     {**shape, "subset": name, "fps": 16.0, "weight": weight}
     for shape, (name, _, weight) in zip(shapes, buckets, strict=True)
   ]
+  for bucket in inputs:
+    if bucket["subset"] == "video":
+      bucket |= {"rate": "spread", "min_seconds": 4.0, "max_seconds": 8.0, "min_rate": 16.0}
   return {
     "stage": {
       "name": "movie_gen/t2v",

@@ -70,7 +70,13 @@ def full(size: str, phase: str) -> dict:
         "buckets": shapes,
       },
     },
-    "inputs": {"buckets": [{**shape, "subset": "image", "fps": 16.0} for shape in shapes]},
+    "inputs": {
+      # mixed by how many images there are of each shape
+      "buckets": [{**s, "subset": "image", "group": "image", "fps": 16.0} for s in shapes],
+      # neither is given by the paper: at most a quarter wider or taller; nothing is enlarged
+      "aspect_tolerance": 0.25,
+      "max_upsampling": 1.0,
+    },
     "train": {**train, "accumulate": max(1, train["batch_size"] // 256), "save_every": 100},
     "topology": "v5p:4x4x8",
     "mesh": {"data": 1, "fsdp": -1, "context": 1, "tensor": tensor},

@@ -17,6 +17,12 @@ import ml_collections
 # height, width; the last two are not given by the paper.
 SHAPES = [(768, 768), (576, 1024), (1024, 576), (640, 896), (896, 640)]
 
+# Half of the batches are the middle 16 s of clips that last as long, half the middle 256 frames at
+# 24 a second of shorter ones; within a half, shapes are mixed by how many clips they have.
+SLOW = {"fps": 16.0, "group": "16fps", "min_seconds": 16.0, "min_rate": 16.0}
+FAST = {"fps": 24.0, "group": "24fps", "min_seconds": 256 / 24, "max_seconds": 16.0,
+        "min_rate": 24.0}  # fmt: skip
+
 VARIANTS = ("30b",)
 
 
@@ -32,14 +38,20 @@ def full() -> dict:
     {"name": "video" if h == w else f"video_{h}x{w}", "frames": 256, "height": h, "width": w}
     for h, w in SHAPES
   ]
-  slow = [{**shape, "subset": "video", "fps": 16.0} for shape in shapes]
-  fast = [{**b, "name": f"{b['name']}_24fps", "fps": 24.0} for b in slow]
+  slow = [{**shape, "subset": "video", **SLOW} for shape in shapes]
+  fast = [{**b, "name": f"{b['name']}_24fps", **FAST} for b in slow]
   return {
     "stage": {
       "name": "movie_gen/t2v",
       "fields": {"max_grid": [32, 96, 96], "remat": "names", "buckets": shapes},
     },
-    "inputs": {"buckets": slow + fast, "temporal_crop": "center"},
+    "inputs": {
+      "buckets": slow + fast,
+      "temporal_crop": "center",
+      # neither is given by the paper: at most a quarter wider or taller; nothing is enlarged
+      "aspect_tolerance": 0.25,
+      "max_upsampling": 1.0,
+    },
     "train": {
       "steps": 10_000,  # not given by the paper
       "batch_size": 64,  # not given by the paper

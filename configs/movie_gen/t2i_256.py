@@ -57,7 +57,7 @@ def tiny() -> dict:
     heads=4,
     mlp_width=352,
     patch=[1, 1, 1],
-    max_grid=[1, 4, 4],
+    max_grid=[2, 4, 4],
     position_scale=0.5,
     pooled_text=True,
     text_streams={},

@@ -9,10 +9,11 @@ Variants: 30b (the paper's model) and 30b.2, its second phase with twice the bat
 which learns ShapesWorld in pixel space on two CPU cores; tiny_latent, which is to learn it in the
 latents of tae.py's tiny, from t2i_256.py's, and was not tuned. Full sizes eat latents (16 channels,
 stride 8 x 8 x 8) and the embeddings of UL2, ByT5 and MetaCLIP. A batch never mixes shapes: three
-lengths in five aspect ratios, and images in the same five. Learning rates, batch and iterations of
-30b are the paper's Table 3, but that its first phase lasts 123,000 steps there, for which both its
-number of samples (173.6 million) and its total (185,000 steps) say 113,000; the optimizer, its
-warm-up, weight decay and EMA are not given by the paper. Meant for v5p or H100 pods
+lengths in five aspect ratios, and images in the same five; a clip goes to those of its length (4 to
+16 seconds) and the nearest ratio, and there are ten videos to an image. Learning rates, batch and
+iterations of 30b are the paper's Table 3, but that its first phase lasts 123,000 steps there, for
+which both its number of samples (173.6 million) and its total (185,000 steps) say 113,000; the
+optimizer, its warm-up, weight decay and EMA are not given by the paper. Meant for v5p or H100 pods
 (t2v_256.plans.json). One forward pass of 30b over 256 frames of 256 x 256 (8,192 tokens) is 0.506
 PFLOP by the network's own formula.
 """
@@ -39,6 +40,14 @@ PHASES = {"": (113_000, 1), "2": (72_000, 2)}
 
 # height, width: about 256 x 256 pixels each; all but the square are not given by the paper.
 SHAPES = [(256, 256), (192, 336), (336, 192), (224, 288), (288, 224)]
+
+# Seconds of the clips of so many frames, spread over all of a clip: 32 to 16 of them a second. Of
+# clips longer than 16 s so many seconds are cut.
+LENGTHS = {128: (4.0, 8.0), 192: (8.0, 12.0), 256: (12.0, 0.0)}
+
+# A clip goes to the nearest aspect ratio, if it is not a quarter wider or taller still (not given
+# by the paper); buckets of images, and of clips, are mixed by how many samples they have.
+CHOICE = {"aspect_tolerance": 0.25}
 
 VARIANTS = ("30b", "30b.2", "5b", "1b", "tiny", "tiny_latent")
 
@@ -68,6 +77,14 @@ def bucket(name: str, frames: int, height: int, width: int, *, fps: float, weigh
           "fps": fps, "weight": weight}  # fmt: skip
 
 
+def choice(frames: int, group: str) -> dict:
+  """Which clips are for a bucket of so many frames; 16 frames a second is the paper's least."""
+  if frames == 1:
+    return {"group": group}
+  low, high = LENGTHS[frames]
+  return {"group": group, "rate": "spread", "min_seconds": low, "max_seconds": high, "min_rate": 16}
+
+
 def shape(bucket: dict) -> dict:
   """The same batch shape, as the stage knows it."""
   return {key: bucket[key] for key in ("name", "frames", "height", "width")}
@@ -85,7 +102,7 @@ def full(size: str, phase: tuple[int, int]) -> dict:
       name = f"{kind}_{frames}x{h}x{w}" if (h, w) != (256, 256) else f"{kind}_{frames}"
       # the longest clips and the images go by the plain names
       name = kind if (h, w) == (256, 256) and frames in (256, 1) else name
-      buckets.append(bucket(name, frames, h, w, fps=16.0, weight=weight))
+      buckets.append(bucket(name, frames, h, w, fps=16.0, weight=weight) | choice(frames, kind))
   fields = {
     "layers": layers,
     "width": width,
@@ -97,7 +114,7 @@ def full(size: str, phase: tuple[int, int]) -> dict:
   }
   return {
     "stage": {"name": "movie_gen/t2v", "fields": fields},
-    "inputs": {"buckets": buckets},
+    "inputs": {"buckets": buckets, **CHOICE},
     "train": {
       "steps": steps,
       "batch_size": 1536 * larger,
@@ -113,20 +130,17 @@ def full(size: str, phase: tuple[int, int]) -> dict:
   }
 
 
-def tiny(
-  side: int = 16, *, patch=(8, 2, 2), grid=(1, 8, 8), images: float = 0.0, steps: int = 1300
-) -> dict:
+def tiny() -> dict:
   """ShapesWorld, 8 frames of 16 x 16 pixels; what was tried is in the system's README."""
-  buckets = [bucket("video", 8, side, side, fps=4.0, weight=1.0)]
-  if images:
-    buckets.append(bucket("image", 1, side, side, fps=4.0, weight=images))
+  buckets = [bucket("video", 8, 16, 16, fps=4.0, weight=1.0)]
   fields = {
     "layers": 6,
     "width": 128,
     "heads": 4,
     "mlp_width": 352,
-    "patch": list(patch),  # 64 tokens of pixels: motion within a token, outlines between them
-    "max_grid": list(grid),
+    "latent": None,
+    "patch": [8, 2, 2],  # 64 tokens of pixels: motion within a token, outlines between them
+    "max_grid": [1, 8, 8],
     "position_scale": 0.5,
     "pooled_text": True,
     "text_streams": {},
@@ -142,16 +156,26 @@ def tiny(
   muon = {"name": "muon", "learning_rate": 8e-3, "warmup_steps": 20, "decay": "linear", "b2": 0.99}
   cadence = {"save_every": 200, "eval_every": 400, "sheet_every": 400}
   return {
-    "stage": {"name": "movie_gen/t2v", "fields": fields | ({} if images else {"latent": None})},
+    "stage": {"name": "movie_gen/t2v", "fields": fields},
     "inputs": {"buckets": buckets, "text_length": 96, "cache_bytes": 2**28},
-    "train": {"steps": steps, "batch_size": 64, "ema_decay": 0.99, **cadence, "optimizer": muon},
+    "train": {"steps": 1300, "batch_size": 64, "ema_decay": 0.99, **cadence, "optimizer": muon},
     "mesh": {"data": -1, "fsdp": 1, "context": 1, "tensor": 1},
     "sample": {"steps": 32, "guidance_scale": 4.0, "linear_steps": 64},
   }
 
 
-def tiny_latent() -> dict:
-  """ShapesWorld, 8 frames of 32 x 32 pixels as 1 x 4 x 4 latents, and images; not tuned."""
-  config = tiny(32, patch=(1, 1, 1), grid=(1, 4, 4), images=0.1)
-  config["inputs"]["autoencoder"] = {}
+def tiny_latent(side: int = 32, *, steps: int = 3000, rate: float = 4e-3) -> dict:
+  """ShapesWorld, 16 frames of 32 x 32 pixels as 2 x 4 x 4 latents, and images; not tuned."""
+  config, sides = tiny(), (side, side)
+  buckets = [
+    bucket("video", 16, *sides, fps=16.0, weight=1.0),
+    bucket("image", 1, *sides, fps=16.0, weight=0.1),
+  ]
+  fields = config["stage"]["fields"]
+  del fields["latent"]
+  fields |= {"patch": [1, 1, 1], "max_grid": [2, side // 8, side // 8]}
+  fields["buckets"] = [shape(b) for b in buckets]
+  config["inputs"] |= {"buckets": buckets, "autoencoder": {}, "temporal_crop": "center"}
+  config["train"] |= {"steps": steps, "sheet_every": 0}
+  config["train"]["optimizer"] |= {"learning_rate": rate}
   return config

@@ -9,12 +9,13 @@ Variants: 30b (the paper's model), and 30b.2, 30b.3 and 30b.4, its later phases,
 rates, batches and iterations of Table 3; 5b, 1b; tiny, which learns ShapesWorld at 32 x 32 pixels;
 tiny_latent, at 64 x 64 in the latents of tae.py's tiny, starting from t2v_256.py's. Full sizes eat
 latents (16 channels, stride 8 x 8 x 8) and the embeddings of UL2, ByT5 and MetaCLIP. A batch never
-mixes shapes: three lengths in five aspect ratios, of which the paper names the square and
-1024 x 576 either way, and images. The position tables are spread over three times as many rows.
-The paper lowers the rate whenever the loss on held-out clips is flat, and has context parallelism
-of 2 from the third phase; here all phases lie on the devices in the same way. Meant for v5p or H100
-pods (t2v_768.plans.json). One forward pass of 30b over 256 frames of 768 x 768 (73,728 tokens) is
-10.21 PFLOP by the network's own formula.
+mixes shapes: three lengths in five aspect ratios, of which the paper names the square and 1024 x
+576 either way, and images, one to ten videos; a clip goes to the shape of its length (4 to 16
+seconds) and the nearest ratio. The position tables are spread over three times as many rows. The
+paper lowers the rate whenever the loss on held-out clips is flat, and has context parallelism of 2
+from the third phase; here all phases lie on the devices in the same way. Meant for v5p or H100 pods
+(t2v_768.plans.json). One forward pass of 30b over 256 frames of 768 x 768 (73,728 tokens) is 10.21
+PFLOP by the network's own formula.
 """
 
 import ml_collections
@@ -46,6 +47,15 @@ PHASES = {
 # height, width; the last two are not given by the paper.
 SHAPES = [(768, 768), (576, 1024), (1024, 576), (640, 896), (896, 640)]
 
+# Seconds of the clips of so many frames, spread over all of a clip: 32 to 16 of them a second. Of
+# clips longer than 16 s so many seconds are cut.
+LENGTHS = {128: (4.0, 8.0), 192: (8.0, 12.0), 256: (12.0, 0.0)}
+
+# A clip goes to the nearest aspect ratio, if it is not a quarter wider or taller still (not given
+# by the paper); buckets of images, and of clips, are mixed by how many samples they have.
+# Nothing is enlarged.
+CHOICE = {"aspect_tolerance": 0.25, "max_upsampling": 1.0}
+
 VARIANTS = ("30b", "30b.2", "30b.3", "30b.4", "5b", "1b", "tiny", "tiny_latent")
 
 RULES = [
@@ -74,6 +84,14 @@ def bucket(name: str, frames: int, height: int, width: int, *, fps: float = 16.0
   return {"name": name, **kind, "frames": frames, "height": height, "width": width, "fps": fps}
 
 
+def choice(frames: int, group: str) -> dict:
+  """Which clips are for a bucket of so many frames; 16 frames a second is the paper's least."""
+  if frames == 1:
+    return {"group": group}
+  low, high = LENGTHS[frames]
+  return {"group": group, "rate": "spread", "min_seconds": low, "max_seconds": high, "min_rate": 16}
+
+
 def shape(bucket: dict) -> dict:
   """The same batch shape, as the stage knows it."""
   return {key: bucket[key] for key in ("name", "frames", "height", "width")}
@@ -90,7 +108,7 @@ def full(size: str, phase: tuple[int, int, float]) -> dict:
     for h, w in SHAPES:
       plain = frames in (256, 1) and h == w  # the two shapes that go by the plain names
       name = kind if plain else f"{kind}_{frames}x{h}x{w}"
-      buckets.append(bucket(name, frames, h, w))
+      buckets.append(bucket(name, frames, h, w) | choice(frames, kind))
   fields = {
     "layers": layers,
     "width": width,
@@ -102,7 +120,7 @@ def full(size: str, phase: tuple[int, int, float]) -> dict:
   }
   return {
     "stage": {"name": "movie_gen/t2v", "fields": fields},
-    "inputs": {"buckets": buckets},
+    "inputs": {"buckets": buckets, **CHOICE},
     "train": {
       "steps": steps,
       "batch_size": batch_size,
@@ -118,18 +136,27 @@ def full(size: str, phase: tuple[int, int, float]) -> dict:
   }
 
 
-def tiny(*, latent: bool = False) -> dict:
+def tiny() -> dict:
   """ShapesWorld, 8 frames of 32 x 32 pixels; the recipe of t2v_256's tiny, not tuned anew."""
-  side = 64 if latent else 32
-  buckets = [bucket("video", 8, side, side, fps=4.0)]
-  if latent:
-    buckets.append(bucket("image", 1, side, side, fps=4.0) | {"weight": 0.1})
-    fields = {"width": 128, "heads": 4, "mlp_width": 352, "patch": [1, 1, 1]}
-  else:
-    fields = {"width": 192, "heads": 6, "mlp_width": 512, "patch": [8, 4, 4], "latent": None}
+  buckets = [bucket("video", 8, 32, 32, fps=4.0)]
+  return learner(buckets, width=192, heads=6, mlp_width=512, patch=[8, 4, 4], latent=None,
+                 max_grid=[1, 8, 8], steps=4000)  # fmt: skip
+
+
+def tiny_latent() -> dict:
+  """ShapesWorld, 16 frames of 64 x 64 pixels as 2 x 8 x 8 latents, and images; not tuned."""
+  buckets = [bucket("video", 16, 64, 64), bucket("image", 1, 64, 64) | {"weight": 0.1}]
+  config = learner(buckets, width=128, heads=4, mlp_width=352, patch=[1, 1, 1],
+                   max_grid=[2, 8, 8], steps=2000)  # fmt: skip
+  config["inputs"] |= {"autoencoder": {}, "temporal_crop": "center"}
+  config["train"]["optimizer"]["learning_rate"] = 4e-3
+  return config
+
+
+def learner(buckets: list[dict], *, steps: int, **fields) -> dict:
+  """What learns ShapesWorld on two CPU cores."""
   fields |= {
     "layers": 6,
-    "max_grid": [1, 8, 8],
     "position_scale": 0.5,
     "pooled_text": True,
     "text_streams": {},
@@ -146,14 +173,7 @@ def tiny(*, latent: bool = False) -> dict:
   return {
     "stage": {"name": "movie_gen/t2v", "fields": fields},
     "inputs": {"buckets": buckets, "text_length": 96, "cache_bytes": 2**28},
-    "train": {"steps": 4000, "batch_size": 64, "ema_decay": 0.99, "optimizer": muon},
+    "train": {"steps": steps, "batch_size": 64, "ema_decay": 0.99, "optimizer": muon},
     "mesh": {"data": -1, "fsdp": 1, "context": 1, "tensor": 1},
     "sample": {"steps": 32, "guidance_scale": 4.0, "linear_steps": 64},
   }
-
-
-def tiny_latent() -> dict:
-  """ShapesWorld, 8 frames of 64 x 64 pixels as 1 x 8 x 8 latents, and images; not tuned."""
-  config = tiny(latent=True)
-  config["inputs"]["autoencoder"] = {}
-  return config

@@ -4,7 +4,7 @@
     --start-from IMAGE_7B --config.inputs.autoencoder.workdir=IMAGE_AE
   vidgen upsample --workdir UPSAMPLER --samples DIR --out DIR
 
-Variants: 7b; tiny, from 32 x 32 to 64 x 64 pixels of ShapesWorld, on the frame-wise latents of
+Variants: 7b; tiny, from 64 x 64 to 128 x 128 pixels of ShapesWorld, on the frame-wise latents of
 tae.py's tiny. 14 frames at 24 per second, the second-order degradations, a share of them the
 autoencoder's reconstructions instead, and 20 sampling steps are the paper's; the share, layers and
 widths, batch, rate, iterations, schedule and guidance are not given by it. It starts from an image
@@ -54,8 +54,8 @@ def full() -> dict:
 
 
 def tiny() -> dict:
-  """4 frames of 8 x 8 latents at a time, 2 of them in the next window too; not tuned."""
-  shape = {"name": "video", "frames": 4, "height": 64, "width": 64}
+  """4 frames of 16 x 16 latents at a time, 2 of them in the next window too; not tuned."""
+  shape = {"name": "video", "frames": 4, "height": 128, "width": 128}
   return {
     "stage": {
       "name": "movie_gen/upsampler",
@@ -64,7 +64,7 @@ def tiny() -> dict:
         "width": 128,
         "heads": 4,
         "mlp_width": 352,
-        "patch": [1, 1, 1],
+        "patch": [1, 2, 2],
         "max_grid": [4, 8, 8],
         "position_scale": 0.5,
         "pooled_text": True,
@@ -80,7 +80,7 @@ def tiny() -> dict:
       },
     },
     "inputs": {
-      **inputs(shape, fps=4.0, factor=2.0, artifacts=0.25),
+      **inputs(shape, fps=16.0, factor=2.0, artifacts=0.25),
       "text_length": 96,
       "cache_bytes": 2**28,
     },

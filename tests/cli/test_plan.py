@@ -105,7 +105,10 @@ def test_a_sweep_ranks_what_fits(tmp_path):
 
 
 def test_recorded_plans_are_still_what_they_were():
-  """A TPU plan and a GPU plan, others every day; `make plans` writes all anew."""
+  """A TPU plan and a GPU plan, others every day; `make plans` writes all anew.
+
+  Those that took long to compile are left to `make plans`.
+  """
   day = datetime.date.today().toordinal()
   for kind in ("tpu", "gpu"):
     entries = [
@@ -113,6 +116,7 @@ def test_recorded_plans_are_still_what_they_were():
       for path in RECORDED
       for index, entry in enumerate(read_entries(path))
       if (kind == "tpu") == entry["topology"].lstrip("0123456789*").startswith("v")
+      and entry["plan"]["compile_seconds"] < 300
     ]
     assert entries
     if not HAVE[kind]:
@@ -163,11 +167,14 @@ def test_drift_is_told():
 
 def test_an_entry_is_a_command(tmp_path):
   path = tmp_path / "x.plans.json"
-  entry = {"variant": "1b", "topology": "v5e:8x8", "overrides": {"mesh.context": 2}, "bucket": "a"}
+  entry = {
+    "variant": "1b", "topology": "v5e:8x8", "overrides": {"mesh.context": 2}, "bucket": "a",
+    "effort": -1,
+  }  # fmt: skip
   path.write_text(json.dumps([entry]))
   assert arguments(path, read_entries(path)[0]) == [
     "--config", f"{tmp_path}/x.py:1b", "--topology", "v5e:8x8", "--bucket", "a",
-    "--config.mesh.context=2",
+    "--effort", "-1", "--config.mesh.context=2",
   ]  # fmt: skip
   path.write_text("[{}]")
   with pytest.raises(ConfigError, match="entry 0 has no variant"):
@@ -178,6 +185,8 @@ def test_bad_usage_is_refused():
   assert plan("--topology", "v5e:2x2")[0] == 2
   code, _, errors = plan("--config", "configs/movie_gen/t2v_256.py:tiny")
   assert code == 2 and "names no topology" in errors
+  code, _, errors = plan(*SMALL, "--topology", "v5e:2x2", "--effort", "2")
+  assert code == 2 and "--effort must lie in" in errors
 
 
 def test_remedies_and_candidates_divide_the_devices():

@@ -255,8 +255,10 @@ def test_large_frames_are_reduced_for_the_preview_alone(tmp_path):
 
 def test_the_prefix_of_the_runs_captions_goes_before_the_prompt():
   captioned = types.SimpleNamespace(prefix=("fps", "camera"))
-  prefix = prefixer(captioned, fps=16.0, camera="zoom in")
+  prefix = prefixer(captioned, fps=16.0, frames=8, camera="zoom in")
   assert prefix('a sign "GO"') == 'FPS-16 zoom in. a sign "GO"'
-  assert prefixer(types.SimpleNamespace(prefix=()), fps=16.0)("a sign") == "a sign"
+  image = prefixer(captioned, fps=16.0, frames=1, camera="zoom in")
+  assert image("a sign") == "zoom in. a sign"  # as in training, where an image has no rate
+  assert prefixer(types.SimpleNamespace(prefix=()), fps=16.0, frames=8)("a sign") == "a sign"
   with pytest.raises(ConfigError, match="no camera motion"):
-    prefixer(types.SimpleNamespace(prefix=("fps",)), fps=16.0, camera="zoom in")
+    prefixer(types.SimpleNamespace(prefix=("fps",)), fps=16.0, frames=8, camera="zoom in")

@@ -126,6 +126,46 @@ def test_a_sample_depends_on_its_video_seed_and_index_alone(run, samples, larger
   assert np.abs(latents(tmp_path / "seed") - latents(larger)).max() > 1e-3
 
 
+def sample_and_upsample(samples, out, upsampler, *more):
+  prompts = samples.parent / "prompts.txt"
+  arguments = ["sample", "--workdir", samples.parent / "run", "--prompts", prompts, "--out", out]
+  return main([str(a) for a in [*arguments, "--seed", "3", "--upsampler", upsampler, *more]])
+
+
+def test_sampling_goes_on_to_upsample(run, samples, larger, tmp_path, capsys):
+  """One command leaves what the two leave, and goes on where it was stopped between them."""
+  out = tmp_path / "out"
+  summary = out / "summary.json"
+  assert sample_and_upsample(samples, out, f"{run}@2", "--json", summary) == 0
+  assert (out / "samples.jsonl").read_bytes() == (samples / "samples.jsonl").read_bytes()
+  both = out / "upsampled"
+  for name in ("samples.jsonl", "sources.jsonl", "00001.mp4", "latents/00002.npy"):
+    assert (both / name).read_bytes() == (larger / name).read_bytes()
+  first = json.loads(summary.read_text())
+  assert (first["reused"], first["upsampled"]["reused"]) == (0, 0)
+  for gone in (out / "samples.jsonl", both / "samples.jsonl", both / "latents/00001.npy"):
+    gone.unlink()
+  assert sample_and_upsample(samples, out, run, "--json", summary) == 0
+  again = json.loads(summary.read_text())
+  assert (again["reused"], again["upsampled"]["reused"]) == (3, 2)
+  assert (both / "samples.jsonl").read_bytes() == (larger / "samples.jsonl").read_bytes()
+  assert read_samples(out).digest() == read_samples(samples).digest()
+
+
+def test_an_upsampler_that_is_none_is_refused_before_anything_is_sampled(
+  run, samples, tmp_path, capsys
+):
+  out = tmp_path / "out"
+  assert sample_and_upsample(samples, out, samples.parent / "run") == 2
+  assert "movie_gen/t2v is not an upsampler" in capsys.readouterr().err
+  assert sample_and_upsample(samples, out, f"{run}@7") == 4
+  assert "7" in capsys.readouterr().err
+  assert sample_and_upsample(samples, out, tmp_path) == 4
+  assert sample_and_upsample(samples, out, run, "--latents-only") == 2
+  assert "--latents-only" in capsys.readouterr().err
+  assert not out.exists()
+
+
 def test_what_cannot_be_upsampled_is_refused(run, samples, tmp_path, capsys):
   """A folder without records, changed videos, a run that is no upsampler, a size too large."""
   assert upsample(run, tmp_path, tmp_path / "out") == 3

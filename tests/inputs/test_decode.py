@@ -17,10 +17,10 @@ from vidgen.inputs.decode import (
   Span,
   TooShort,
   decode_audio,
-  decode_image,
   decode_video,
   fit,
 )
+from vidgen.inputs.decode_image import decode_image
 from vidgen.inputs.quarantine import BadSample
 
 LEVELS = [20, 60, 100, 140, 180, 220]

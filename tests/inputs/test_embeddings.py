@@ -1,5 +1,6 @@
 """Embeddings beside a data set: as large as said, whole, resumable, refused where not of it."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -9,23 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 from batches import ONE, take
-from shards import clip_members, video_set, write_parquet, write_records, write_tar
+from shards import clip_members, image_set, video_set, write_parquet, write_records, write_tar
 from text_encoder_folders import write_encoder
 
 from vidgen.cli import main
 from vidgen.cli.data.embed import encoder_source
 from vidgen.errors import CheckpointError, ConfigError, DataError
 from vidgen.inputs import embed
+from vidgen.inputs.array_cache import KEPT_OPEN, about, shard_parts
 from vidgen.inputs.array_shards import ArrayShard, ArrayWriter
-from vidgen.inputs.config import EncoderSource, InputConfig
-from vidgen.inputs.embeddings import (
-  KEPT_OPEN,
-  CachedText,
-  about,
-  shard_parts,
-  source_bytes,
-  text_of,
-)
+from vidgen.inputs.config import Bucket, EncoderSource, InputConfig
+from vidgen.inputs.embeddings import CachedText, source_bytes, text_of
 from vidgen.inputs.encoders import TextEncoder, open_encoder
 from vidgen.inputs.pipeline import make_dataset
 from vidgen.inputs.text import ByteTokenizer, token_mask
@@ -281,6 +276,123 @@ def test_the_position_says_which_encoder_and_not_where_it_lies(embedded, encoder
   assert "encoders" not in iter(make_dataset(ONE, str(embedded), batch_size=6, seed=0)).get_state()
 
 
+CAMERAS = [{"camera": "pan left"}, {"camera": "arc", "camera_confidence": 0.4}, {}]
+PREFIXED = {"prefix": ("fps", "camera")}
+
+
+def prefixed_config(encoders, **fields):
+  """Clips at two rates and images; each caption behind its bucket's rate and the clip's camera."""
+  one = config(encoders, **PREFIXED)
+  clip = one.buckets[0]
+  return dataclasses.replace(
+    one, text_length=40, buckets=(
+      clip,
+      dataclasses.replace(clip, name="fast", fps=2 * clip.fps, frames=2),
+      Bucket(name="image", subset="image", frames=1, height=16, width=16),
+    ), **fields,
+  )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def behind(loaded, encoders, tmp_path_factory):
+  """A data set of clips and images with camera motions, and its embeddings behind prefixes."""
+  root = tmp_path_factory.mktemp("behind")
+  members = []
+  for i, facts in enumerate(CAMERAS * 2):
+    key = f"{i:05d}"
+    video, _, _ = clip_members(key, i, frames=16, size=(16, 16))
+    text = f'caption {i} of "q{i}"'.encode()
+    members += [video, (f"{key}.txt", text), (f"{key}.json", json.dumps(facts).encode())]
+  write_tar(root / "video" / "train" / "00000.tar", members)
+  image_set(root, count=6)
+  write_prefixed(root, loaded, prefixed_config(encoders))
+  return root
+
+
+def write_prefixed(root, loaded, one, *, out="embeddings"):
+  sources = {name: encoder.source for name, encoder in loaded.items()}
+  prefixes = embed.config_prefixes(one)
+  streams = embed.describe_streams(sources, out=root / out, prefixes=prefixes)
+  embed.embed(embed.work_of(root, streams), streams, loaded, batch_size=8)
+  return streams
+
+
+def test_embeddings_of_prefixed_captions_are_what_the_encoders_make_of_them(
+  behind, encoders, loaded
+):
+  """Of every bucket, behind its own rate, images without one; as running the encoders gives it."""
+  one = prefixed_config(encoders)
+  seen = set()
+  for bucket in one.buckets:
+    options = {"bucket": bucket.name, "repeat": False}
+    cached = batches(behind, one, **options)[0]
+    live = batches(behind, dataclasses.replace(one, embeddings=""), **options)[0]
+    np.testing.assert_array_equal(cached["text"], live["text"])
+    texts = [bytes(row[row > 2] - 3).decode() for row in cached["text"].astype(np.uint8)]
+    seen |= set(texts)
+    for name, encoder in loaded.items():
+      mask = live[f"{name}_mask"]
+      np.testing.assert_array_equal(cached[f"{name}_mask"], mask)
+      direct = encoder.of_captions(texts, batch_size=8)[name]
+      np.testing.assert_allclose(cached[name][mask], direct[mask], rtol=2**-7, atol=1e-6)
+  assert {'FPS-4 pan left. caption 0 of "q0"', 'FPS-8 caption 1 of "q1"', "image 0"} <= seen
+  state = iter(make_dataset(one, str(behind), batch_size=6, seed=0)).get_state()
+  again = dataclasses.replace(one, embeddings="")
+  assert state == iter(make_dataset(again, str(behind), batch_size=6, seed=0)).get_state()
+
+
+def test_only_what_is_wanted_is_embedded_and_once(behind, encoders, loaded):
+  """Each prefix of its subsets alone, in a folder that names it; and started again, nothing."""
+  found = {p.parent.relative_to(behind / "embeddings/t5").as_posix()
+           for p in (behind / "embeddings/t5").rglob("*.arrays")}  # fmt: skip
+  assert found == {"FPS-4-camera/video/train", "FPS-8-camera/video/train", "camera/image/train"}
+  streams = embed.describe_streams(
+    {name: encoder.source for name, encoder in loaded.items()},
+    out=behind / "embeddings", prefixes=embed.config_prefixes(prefixed_config(encoders)),
+  )  # fmt: skip
+  assert len(streams) == 6 and embed.work_of(behind, streams) == []
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"prefix": ()}, "t5: holds no embeddings"),
+    ({"prefix": ("fps",)}, "t5/FPS-4: holds no embeddings"),
+    ({"camera_confidence": 0.3}, r"prefix.confidence: 0.5 -> 0.3"),
+    ({"buckets": (dataclasses.replace(ONE.buckets[0], fps=3.0),)}, "FPS-3-camera: holds no"),
+  ],
+)
+def test_embeddings_behind_another_prefix_are_refused(behind, encoders, change, message):
+  one = dataclasses.replace(prefixed_config(encoders), **change)
+  with pytest.raises(DataError, match=message):
+    make_dataset(one, str(behind), batch_size=6, seed=0)
+
+
+def test_embeddings_in_the_place_of_others_are_refused(behind, encoders, tmp_path):
+  """A folder that was renamed to another rate, or to none, says which it is of; and its arrays say
+  of which text."""
+  root = tmp_path / "copy"
+  shutil.copytree(behind, root)
+  for name in ("t5", "byt5"):
+    folder = root / "embeddings" / name
+    (folder / "FPS-4-camera").rename(folder / "FPS-6-camera")
+  one = prefixed_config(encoders)
+  six = (dataclasses.replace(one.buckets[0], fps=6.0),)
+  with pytest.raises(DataError, match="prefix.rate: .*FPS-4 .*FPS-6"):
+    make_dataset(dataclasses.replace(one, buckets=six), str(root), batch_size=6, seed=0)
+  for path in (root / "embeddings").rglob("FPS-6-camera/identity.json"):
+    path.write_text(path.read_text().replace("FPS-4 ", "FPS-6 "))
+  with pytest.raises(DataError, match="not of this shard"):
+    make_dataset(dataclasses.replace(one, buckets=six), str(root), batch_size=6, seed=0)
+
+
+def test_clips_of_a_rate_each_have_no_embeddings_behind_it(encoders):
+  bucket = dataclasses.replace(ONE.buckets[0], rate="spread")
+  one = dataclasses.replace(config(encoders, embeddings=""), buckets=(bucket,), prefix=("fps",))
+  with pytest.raises(ConfigError, match=r"config.inputs.prefix: .* bucket 'video'"):
+    embed.config_prefixes(one)
+
+
 def test_a_tokenizer_of_another_encoder_is_found_out(loaded, monkeypatch):
   monkeypatch.setattr(loaded["t5"], "_vocabulary", 5)
   with pytest.raises(CheckpointError, match="token id .* is beyond its 5 embeddings"):
@@ -353,7 +465,7 @@ def test_a_cache_of_many_shards_keeps_few_files_open(tmp_path):
   cache = CachedText(tmp_path, source, reads="caption", identity=identity)
   assert [float(cache(i, "a")[0, 0]) for i in range(100)] == list(range(100))
   assert len(os.listdir("/proc/self/fd")) <= before + KEPT_OPEN
-  assert float(pickle.loads(pickle.dumps(cache._shard(7))).read(0, source=b"a")[0, 0]) == 7  # noqa: S301 (our own bytes)
+  assert float(pickle.loads(pickle.dumps(cache.shard(7))).read(0, source=b"a")[0, 0]) == 7  # noqa: S301 (our own bytes)
 
 
 def test_shards_as_other_tools_leave_them_have_embeddings_too(encoders, loaded, tmp_path):

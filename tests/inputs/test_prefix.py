@@ -65,10 +65,14 @@ def test_a_json_that_names_no_camera_motion_is_a_bad_sample(content):
     camera_of({"json": content}, confidence=0.5)
 
 
-def test_cached_embeddings_of_bare_captions_are_refused():
-  encoders = {"ul2": {"length": 8}}
-  with pytest.raises(ConfigError, match="prefix"):
-    build(InputConfig, {"prefix": ["fps"], "encoders": encoders, "embeddings": "e"})
+def test_cached_embeddings_are_of_captions_behind_one_rate():
+  """A bucket whose clips have a rate each has none of them, unless its captions say no rate."""
+  fields = {"encoders": {"ul2": {"length": 8}}, "embeddings": "e"}
+  spread = {**fields, "buckets": [{"name": "long", "rate": "spread"}]}
+  with pytest.raises(ConfigError, match="prefix: cached embeddings .* bucket 'long'"):
+    build(InputConfig, {**spread, "prefix": ["fps"]})
+  assert build(InputConfig, {**spread, "prefix": ["camera"]}).prefix == ("camera",)
+  assert build(InputConfig, {**fields, "prefix": ["fps"]}).prefix == ("fps",)
 
 
 def test_positions_from_before_there_were_prefixes_are_still_positions(tmp_path):

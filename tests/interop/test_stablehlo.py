@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import types
 import zipfile
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from trained_run import changed, experiment, params, stage
 
+from vidgen.cli.sample import prefixer
 from vidgen.config import plain
 from vidgen.errors import CheckpointError, ConfigError
 from vidgen.evals.generation import text_inputs
@@ -137,6 +139,48 @@ def test_prompts_become_the_tokens_they_were_trained_as(exported):
   assert set(ours) == set(theirs)
   for name, array in ours.items():
     np.testing.assert_array_equal(theirs[name], array, strict=True)
+
+
+@pytest.fixture(scope="module")
+def captioned(tmp_path_factory):
+  """An export of a run whose captions began with their rate and camera motion."""
+  folder = tmp_path_factory.mktemp("captioned") / "out"
+  config = plain(experiment())
+  config["inputs"]["prefix"] = ["fps", "camera"]
+  export(folder, config=config)
+  return folder
+
+
+@pytest.mark.parametrize("camera", ["", "zoom in", " Pan left. ", "é."])
+def test_prompts_get_the_prefix_that_vidgen_sample_gives(captioned, camera):
+  """Token for token, also of prompts that begin with a rate, a camera motion, or parts of one."""
+  manifest = run_exported.read_manifest(captioned)
+  inputs = types.SimpleNamespace(prefix=("fps", "camera"))
+  prefix = prefixer(inputs, fps=4.0, frames=8, camera=camera)
+  prompts = ["", "a", "FPS-16 a", "FPS-4 FPS-8 a", "zoom in. a", "FPS-4 zoom in. a", "FPS- a"]
+  prompts += ["zoom in", "Pan left. Pan left. a", "FPS-٣ a", " FPS-4 a", "é. é", "x" * 40]
+  ours = text_inputs(stage(), [prefix(p) for p in prompts], tokenizer=ByteTokenizer(), fps=4.0)
+  theirs = run_exported.encode(prompts, manifest, camera=camera)
+  for name, array in ours.items():
+    np.testing.assert_array_equal(theirs[name], array, strict=True)
+  bare = text_inputs(stage(), prompts, tokenizer=ByteTokenizer(), fps=4.0)
+  assert (bare["text"] != ours["text"]).any()
+
+
+def test_an_exported_program_samples_behind_the_prefix(captioned, exported, copy):
+  """The video is that of the prefixed prompt; a motion that was in no caption is refused."""
+  video = run_exported.load(captioned)(["a red circle"], seed=11, camera="zoom in")
+  expected = direct(["FPS-4 zoom in. a red circle"], seed=11)
+  np.testing.assert_allclose(video, expected, atol=1e-5)
+  assert np.abs(expected - direct(["a red circle"], seed=11)).max() > 1e-3
+  assert "`FPS-4 ` and a camera motion" in (captioned / "README.md").read_text()
+  assert "before every prompt" not in (exported / "README.md").read_text()
+  with pytest.raises(ValueError, match="no camera motion"):
+    run_exported.load(exported)(["a"], camera="zoom in")
+  seal(copy, lambda manifest: manifest.pop("prefix"))  # as of older exports
+  np.testing.assert_array_equal(
+    run_exported.load(copy)(["a"], seed=1), run_exported.load(exported)(["a"], seed=1)
+  )
 
 
 @pytest.mark.parametrize(

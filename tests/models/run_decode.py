@@ -35,7 +35,7 @@ def main(how: str, frames: int) -> None:
 
 
 def peak() -> int:
-  """The most bytes this process has held; what getrusage tells counts its parent's from the fork."""
+  """The most bytes this process has held; getrusage would count its parent's before the fork."""
   lines = Path("/proc/self/status").read_text().splitlines()
   return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 

@@ -74,6 +74,15 @@ def test_distance_and_gradient_are_the_packages(case):
   check(case)
 
 
+def test_a_bfloat16_trunk_gives_float32_distances_near_those_of_float32():
+  """Near: bfloat16 has 8 bits; two in a hundred is what five layers of them leave."""
+  network = LPIPS("alex", "bfloat16")
+  distance = jax.jit(network.apply)({"params": params("alex")}, *pair())
+  assert distance.dtype == jnp.float32
+  np.testing.assert_allclose(distance, FIXTURE["lpips/alex/distance"], rtol=0.02)
+  assert np.abs(distance - FIXTURE["lpips/alex/distance"]).max() > 1e-5  # it is bfloat16
+
+
 def test_equal_pictures_are_at_no_distance_with_a_finite_gradient():
   a, _ = pair()
   (_, distance), gradient = value_and_grad("alex", a, a)

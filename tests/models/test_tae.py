@@ -21,6 +21,8 @@ from vidgen.systems.movie_gen.decoding import Tiles, stream_decode, stream_encod
 
 TINY: Any = TAE(channels=(4, 8, 8, 8), blocks=1, latent_channels=4, groups=4)
 PLAIN: Any = TINY.clone(temporal="none")
+# the sides folded by 4 and then halved once, frames halved at every level, norms of a position
+FOLDED: Any = TINY.clone(patch=4, spatial_levels=1, groups=0)
 
 
 @functools.cache
@@ -156,6 +158,23 @@ def test_a_stream_encodes_what_the_whole_does(pieces):
     x = video(frames)
     parts = list(stream_encode(TINY, params, np.asarray(x), pieces=pieces))
     close(np.concatenate(parts, axis=1), program(TINY, "encode")(params, x).mean)
+
+
+@pytest.mark.parametrize("frames", [1, 11])
+def test_a_folded_network_keeps_images_and_streams(frames):
+  params, still = drawn(FOLDED), jnp.tile(video(1), (1, frames, 1, 1, 1))
+  found = program(FOLDED, "encode")(params, still).mean
+  assert found.shape == (1, -(-frames // 8), 2, 2, 4)
+  image = program(FOLDED, "encode")(params, still[:, :1]).mean
+  close(found, jnp.broadcast_to(image, found.shape))
+  made = program(FOLDED, "decode")(params, found)
+  picture = program(FOLDED, "decode_image")(params, image)
+  close(made, jnp.broadcast_to(picture, made.shape))
+  x = video(frames)
+  z = program(FOLDED, "encode")(params, x).mean
+  close(np.concatenate(list(stream_encode(FOLDED, params, np.asarray(x))), axis=1), z)
+  parts = list(stream_decode(FOLDED, params, np.asarray(z)))
+  close(np.concatenate(parts, axis=1), program(FOLDED, "decode")(params, z))
 
 
 def test_attention_to_all_frames_cannot_stream():

@@ -1,6 +1,7 @@
 """Attention: every kernel and every way of splitting tokens over devices equals plain einsum."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -69,6 +70,14 @@ def test_splash_equals_einsum(seen, first):
   want = value_and_gradients(lambda *x: dense(*x, mask, ids), *qkv)
   got = value_and_gradients(lambda *x: splash(*x, mask, ids, interpret=True), *qkv)
   equal(got, want)
+
+
+@pytest.mark.parametrize("size, keys", [(64, 1024), (256, 1024), (512, 512), (1024, 256)])
+def test_splash_takes_fewer_keys_at_a_time_of_wide_heads(size, keys):
+  """More would not fit into VMEM; the kernel's grid is heads, blocks of queries, blocks of keys."""
+  x = jax.ShapeDtypeStruct((1, 2048, 1, size), jnp.bfloat16)
+  text = str(jax.make_jaxpr(lambda q, k, v: splash(q, k, v, None, None))(x, x, x))
+  assert re.findall(r"grid=\(([^)]*)\)", text) == [f"1, 4, {2048 // keys}"]
 
 
 MESHES = {

@@ -12,9 +12,11 @@ import pytest
 from vidgen.config import build
 from vidgen.dist.flops import flops_of
 from vidgen.errors import ConfigError
+from vidgen.models.lpips import lpips_flops
 from vidgen.systems import SampleSettings, make_stage
 from vidgen.systems.movie_gen.shapes import BatchShape
 from vidgen.systems.movie_gen.tae import DiscriminatorConfig, TAEConfig, TAEStage, outlier_penalty
+from vidgen.systems.stage import step_flops
 from vidgen.train.experiment import OptimizerConfig, TrainConfig
 from vidgen.train.optimizer import make_optimizers
 
@@ -229,6 +231,28 @@ def test_the_flops_are_those_counted_but_for_the_padding(judged):
   arrays = {name: array.struct() for name, array in spec.items()}
   counted = flops_of(jax.make_jaxpr(stage.loss)(params, arrays, keys)).total
   assert 0.97 < counted / stage.flops(spec) <= 1.0
+
+
+@pytest.mark.parametrize("gan_weight", [0.0, 0.1])
+def test_the_flops_of_a_step_are_those_counted_but_for_the_padding(gan_weight):
+  """What is counted has LPIPS's backward pass for both halves, and no gradient of the video."""
+  image = BatchShape("image", frames=1, height=64, width=64)
+  stage = TAEStage(
+    TAEConfig(channels=(64, 128), groups=8, latent_channels=4, buckets=(image,), temporal="none",
+              gan_weight=gan_weight, dtype="float32", remat="none")
+  )  # fmt: skip
+  spec = stage.batch_spec(2, "image")
+  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
+  params = jax.eval_shape(stage.init, jax.random.key(0))
+  arrays = {name: array.struct() for name, array in spec.items()}
+
+  def loss(moving, params, batch, keys):
+    return stage.loss(params | moving, batch, keys)[0]
+
+  moving = {name: part for name, part in params.items() if name != "perceptual"}
+  counted = flops_of(jax.make_jaxpr(jax.grad(loss))(moving, params, arrays, keys)).total
+  again = 0.5 * lpips_flops("vgg", height=64, width=64) * 2
+  assert 0.95 < (counted - again) / step_flops(stage, spec) <= 1.0
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ class FakeData:
 
   names = frozenset({"video", "text", "text_mask", "fps"})
   bad_samples = 0
+  decode = None
 
   def get_state(self):
     return {"position": self.position, "batch_size": self.size}

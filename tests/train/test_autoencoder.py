@@ -2,18 +2,16 @@
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
+from latent_run import build_data, measure, t2v, train_autoencoder, write_config
 
 from vidgen.cli import main
 from vidgen.dist.mesh import MeshConfig, make_mesh
 from vidgen.errors import CheckpointError, ConfigError
-from vidgen.inputs.build import build_dataset, load_recipe
 from vidgen.inputs.config import AutoencoderSource
 from vidgen.systems import make_stage
 from vidgen.train.autoencoder import (
@@ -23,80 +21,25 @@ from vidgen.train.autoencoder import (
   training_clips,
 )
 from vidgen.train.encoded import open_data
-from vidgen.train.experiment import resolve
 from vidgen.train.loop import train
-
-ROOT = Path(__file__).resolve().parents[2]
-SHAPES = {"video": 9, "image": 1}
-
-
-def buckets(**more):
-  return [{"name": n, "frames": t, "height": 16, "width": 16, **more} for n, t in SHAPES.items()]
-
-
-def inputs(**more):
-  found = [{**b, "subset": "video", "fps": 8.0} for b in buckets()]
-  return {"buckets": found, "caption_dropout": 0.0, "shuffle": False, "text_length": 96, **more}
-
-
-def autoencoder():
-  fields = {
-    "channels": [4, 8, 8, 8], "blocks": 1, "latent_channels": 4, "groups": 4,
-    "buckets": buckets(), "perceptual_weight": 0.0, "discriminator": None, "gan_weight": 0.0,
-    "dtype": "float32", "remat": "none",
-  }  # fmt: skip
-  return resolve(ConfigDict({
-    "name": "tae", "stage": {"name": "movie_gen/tae", "fields": fields}, "inputs": inputs(),
-    "train": {"steps": 2, "batch_size": 8, "eval_every": 0},
-  }))  # fmt: skip
-
-
-def t2v(workdir="", **train_fields):
-  fields = {
-    "layers": 1, "width": 16, "heads": 2, "mlp_width": 16, "patch": [1, 1, 1],
-    "max_grid": [2, 2, 2], "latent": {"channels": 4}, "text_streams": {},
-    "text_encoder": {"length": 96, "words": 4, "width": 8, "mlp_width": 8, "heads": 2},
-    "buckets": buckets(), "dtype": "float32", "remat": "none",
-  }  # fmt: skip
-  return resolve(ConfigDict({
-    "name": "t2v", "stage": {"name": "movie_gen/t2v", "fields": fields},
-    "inputs": inputs(autoencoder={"workdir": str(workdir)}),
-    "train": {"steps": 2, "batch_size": 8, "eval_batches": 2, **train_fields},
-    "sample": {"steps": 2, "linear_steps": 2},
-  }))  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("data")
-  recipe = load_recipe(str(ROOT / "data/shapes_world.py:single"))
-  recipe = dataclasses.replace(recipe, count=24, subsets={"video": 1.0}, shard_size=16)
-  build_dataset(recipe, folder, seed=0, workers=1)
-  return folder
+  return build_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
 def run(data, tmp_path_factory):
   """A short run of the autoencoder."""
-  folder, one = tmp_path_factory.mktemp("tae"), autoencoder()
-  mesh = make_mesh(one.mesh)
-  train(one, stage=make_stage(one.stage.name, one.stage.fields), workdir=folder,
-        data=open_data(one, str(data), workdir=folder, mesh=mesh))  # fmt: skip
-  return folder
+  return train_autoencoder(data, tmp_path_factory.mktemp("tae"))
 
 
 @pytest.fixture(scope="module")
 def measured(data, run, tmp_path_factory):
   """The same, its latents measured by the command."""
-  config = tmp_path_factory.mktemp("config") / "t2v.py"
-  tree = {"inputs": {"buckets": [{**b, "subset": "video", "fps": 8.0} for b in buckets()]}}
-  config.write_text(
-    "from ml_collections import ConfigDict\n"
-    f"def get_config(arg=''): return ConfigDict({{'name': 'x', 'stage': {{'name': "
-    f"'movie_gen/tae', 'fields': {{'perceptual_weight': 0.0}}}}, 'train': {{}}, **{tree!r}}})\n"
-  )
-  command = ["data", "latents", str(data), "--config", str(config), "--autoencoder", str(run)]
-  assert main([*command, "--count", "16", "--batch-size", "8"]) == 0
+  config = write_config(tmp_path_factory.mktemp("config") / "t2v.py", t2v())
+  measure(data, run, config)
   return run
 
 

@@ -317,8 +317,9 @@ def test_a_config_says_what_to_embed_and_is_refused_where_the_stage_reads_otherw
 ):
   """Before hours go into embeddings that no training takes."""
   whole = plain(experiment(root))
-  for length, code in ((LENGTHS["t5"], 0), (40, 2)):
+  for length, prefix, code in ((LENGTHS["t5"], (), 0), (LENGTHS["t5"], ("fps",), 0), (40, (), 2)):
     whole["inputs"]["encoders"]["t5"]["length"] = length
+    whole["inputs"]["prefix"] = list(prefix)
     config = tmp_path / f"{length}.py"
     config.write_text(
       "import json\nfrom ml_collections import ConfigDict\n\n\ndef get_config():\n"
@@ -328,6 +329,7 @@ def test_a_config_says_what_to_embed_and_is_refused_where_the_stage_reads_otherw
     assert main(["data", "embed", str(root / "data"), *words]) == code
   printed = capsys.readouterr()
   assert "t5: " in printed.out and "clip: " in printed.out
+  assert "t5/FPS-" in printed.out  # of captions behind the rate
   assert "40 tokens of width 24, where the stage reads 48 x 24" in printed.err
 
 

@@ -20,6 +20,7 @@ VERBS = {
   "sample": "generate videos from prompts",
   "decode": "saved latents to videos",
   "upsample": "make samples larger",
+  "reconstruct": "held-out clips through an autoencoder, to score beside what it was given",
   "eval": "score generated samples",
   "plan": "compile a config for accelerators that are not there",
   "export": "write weights or a runnable program for serving",

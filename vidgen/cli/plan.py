@@ -37,6 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--length", type=int, default=300, help="tokens of a text of --encoder (%(default)s)"
   )
+  parser.add_argument(
+    "--effort",
+    type=float,
+    default=0.0,
+    help="of the compiler for speed, from -1 to 1; -1 is many times faster where a network is of"
+    " convolutions, and finds a little more memory (default: a run's, 0)",
+  )
   parser.add_argument("--json", metavar="FILE", help="write the plan there")
   parser.add_argument(
     "--sweep", action="store_true", help="try meshes and remat policies, rank those that fit"
@@ -73,6 +80,8 @@ def run(args: argparse.Namespace) -> int:
   from vidgen.errors import ConfigError
   from vidgen.whole_file import write_whole
 
+  if not -1 <= args.effort <= 1:
+    raise ConfigError(f"--effort must lie in [-1, 1], got {args.effort}")
   if args.recorded:
     from vidgen.cli.recorded_plans import replan
 
@@ -90,8 +99,8 @@ def run(args: argparse.Namespace) -> int:
   if args.encoder:
     if args.config or args.overrides:
       raise ConfigError("--encoder is planned without a --config, and nothing overrides it")
-    if args.sweep or args.bucket or args.program != "train":
-      raise ConfigError("--encoder has no --sweep, --bucket or --program")
+    if args.sweep or args.bucket or args.program != "train" or args.effort:
+      raise ConfigError("--encoder has no --sweep, --bucket, --program or --effort")
     if args.length < 1 or (args.batch_size is not None and args.batch_size < 1):
       raise ConfigError("--encoder: --length and --batch-size must be at least 1")
     prepare_environment()
@@ -119,9 +128,10 @@ def run(args: argparse.Namespace) -> int:
     program=args.program,
     bucket=args.bucket,
     batch_size=args.batch_size,
+    effort=args.effort,
   )
   if not plan.fits and args.program == "train":
-    plan = find_remedy(experiment, topology, plan, bucket=args.bucket)
+    plan = find_remedy(experiment, topology, plan, bucket=args.bucket, effort=args.effort)
   for line in describe(plan):
     print(line)
   if args.json:
@@ -168,7 +178,9 @@ def _sweep(args: argparse.Namespace, experiment: Any, topology: Any) -> int:
   def fits(changes: dict[str, Any]) -> bool:
     flags = " ".join(f"--config.{key}={value}" for key, value in changes.items())
     try:
-      plan = make_plan(changed(experiment, changes), topology, bucket=args.bucket)
+      plan = make_plan(
+        changed(experiment, changes), topology, bucket=args.bucket, effort=args.effort
+      )
     except ConfigError as error:
       print(f"{flags}: {error}", flush=True)
       return False

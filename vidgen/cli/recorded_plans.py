@@ -1,6 +1,7 @@
 """Plans on record: FILE.plans.json beside a config lists what it was planned for, with the figures.
 
-Who edits the file writes variant, topology and overrides; the figures are written by
+Who edits the file writes variant, topology and overrides, and where they are not the default,
+bucket, program and effort (as the options of `vidgen plan`); the figures are written by
 `vidgen plan --recorded FILE`, which compiles each in a process of its own.
 """
 
@@ -73,7 +74,7 @@ def arguments(path: Path, entry: dict[str, Any]) -> list[str]:
   """The command line of `vidgen plan` for an entry."""
   config = path.with_name(path.name.removesuffix(".plans.json") + ".py")
   words = ["--config", f"{config}:{entry['variant']}", "--topology", entry["topology"]]
-  for option in ("bucket", "program"):
+  for option in ("bucket", "program", "effort"):
     if option in entry:
       words += [f"--{option}", str(entry[option])]
   return words + [f"--config.{key}={value}" for key, value in entry["overrides"].items()]

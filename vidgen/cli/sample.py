@@ -10,6 +10,8 @@ from typing import Any
 
 from vidgen.errors import ConfigError
 
+UPSAMPLED = "upsampled"  # folder of the larger samples in that of the samples
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """The arguments of `vidgen sample`."""
@@ -80,10 +82,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--latents-only", action="store_true",
     help="stop when all latents are made; `vidgen decode`, or this command without it, goes on",
   )  # fmt: skip
+  group = parser.add_argument_group("larger samples", "`vidgen upsample` has more options.")
+  group.add_argument(
+    "--upsampler", default="", metavar="RUN[@STEP]",
+    help=f"upsample the samples into OUT/{UPSAMPLED} with this run, as its config says",
+  )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
-  """Samples, and says where the samples are."""
+  """Samples, upsamples where that is asked for, and says where the samples are."""
+  from vidgen.cli.upsample import find_upsampler, summary_line, upsample_folder
+
+  upsampler: dict[str, Any] = {}
+  if args.upsampler:
+    if args.latents_only:
+      raise ConfigError("--upsampler takes videos, which --latents-only leaves out")
+    upsampler = find_upsampler(
+      args.upsampler, weights=args.weights, encoders=encoder_folders(args.encoder)
+    )
+  summary = _sample(args)
+  if args.upsampler:
+    summary["upsampled"] = upsample_folder(args.out, args.out / UPSAMPLED, **upsampler)
+    print(summary_line(summary["upsampled"]))
+  if args.json:
+    args.json.write_text(json.dumps(summary, indent=2) + "\n")
+  return 0
+
+
+def _sample(args: argparse.Namespace) -> dict[str, Any]:
+  """Samples, and returns a summary, fit for JSON."""
   from vidgen.cli.progress import Progress
   from vidgen.evals.generation import generate
   from vidgen.evals.samples import SampleOrigin
@@ -100,7 +127,9 @@ def run(args: argparse.Namespace) -> int:
     linear_steps=args.linear_steps, frames=args.frames, height=args.height, width=args.width,
   )  # fmt: skip
   fps = frame_rate(args.fps, default=lambda: trained.fps)
-  prefix = prefixer(trained.experiment.inputs, fps=fps, camera=args.camera)
+  inputs = trained.experiment.inputs
+  frames = trained.shape(settings)[0] if inputs.prefix else 1
+  prefix = prefixer(inputs, fps=fps, frames=frames, camera=args.camera)
   decodes = "video" in sampled(trained.stage, settings)
   autoencoder = None
   if not decodes and not args.latents_only:
@@ -137,15 +166,12 @@ def run(args: argparse.Namespace) -> int:
     + (f"; {generated.reused} had their latents already" if generated.reused else "")
     + (f"; {generated.cut} prompts were longer than the model reads" if generated.cut else "")
   )
-  if args.json:
-    summary = {
-      "out": str(args.out), "count": len(origins), "reused": generated.reused,
-      "cut": generated.cut, "step": trained.step, "seed": args.seed, "weights": args.weights,
-      "settings": dataclasses.asdict(settings), "fps": fps, "decoded": not args.latents_only,
-      "config_digest": trained.config_digest, "params_digest": trained.params_digest,
-    }  # fmt: skip
-    args.json.write_text(json.dumps(summary, indent=2) + "\n")
-  return 0
+  return {
+    "out": str(args.out), "count": len(origins), "reused": generated.reused,
+    "cut": generated.cut, "step": trained.step, "seed": args.seed, "weights": args.weights,
+    "settings": dataclasses.asdict(settings), "fps": fps, "decoded": not args.latents_only,
+    "config_digest": trained.config_digest, "params_digest": trained.params_digest,
+  }  # fmt: skip
 
 
 def chosen_prompts(args: argparse.Namespace) -> list[Any]:
@@ -205,17 +231,18 @@ def rewrites(
   return [each.rewrite for each in made]
 
 
-def prefixer(inputs: Any, *, fps: float, camera: str = "") -> Callable[[str], str]:
+def prefixer(inputs: Any, *, fps: float, frames: int, camera: str = "") -> Callable[[str], str]:
   """What puts before a text what the run's captions had before them, exactly once.
 
   Raises:
     ConfigError: a camera motion, of a run whose captions had none.
   """
-  from vidgen.inputs.prefix import prefixed
+  from vidgen.inputs.prefix import parts_of, prefixed
 
   if camera and "camera" not in inputs.prefix:
     raise ConfigError("--camera: the run's captions had no camera motion before them")
-  return lambda text: prefixed(text, parts=inputs.prefix, fps=fps, camera=camera)
+  parts = parts_of(inputs.prefix, frames=frames)
+  return lambda text: prefixed(text, parts=parts, fps=fps, camera=camera)
 
 
 def encoder_folders(arguments: list[str]) -> dict[str, str]:

@@ -47,14 +47,46 @@ def run(args: argparse.Namespace) -> int:
     batch_size=args.batch_size, weights=args.weights, autoencoder=args.autoencoder,
     encoders=encoder_folders(args.encoder),
   )  # fmt: skip
-  print(
-    f"{summary['count']} samples of {summary['height']} x {summary['width']} in {args.out}"
-    + (f"; {summary['reused']} had their latents already" if summary["reused"] else "")
-    + (f"; {summary['cut']} prompts were longer than the model reads" if summary["cut"] else "")
-  )
+  print(summary_line(summary))
   if args.json:
     args.json.write_text(json.dumps(summary, indent=2) + "\n")
   return 0
+
+
+def summary_line(summary: dict[str, Any]) -> str:
+  """A summary of `upsample_folder` in words."""
+  return (
+    f"{summary['count']} samples of {summary['height']} x {summary['width']} in {summary['out']}"
+    + (f"; {summary['reused']} had their latents already" if summary["reused"] else "")
+    + (f"; {summary['cut']} prompts were longer than the model reads" if summary["cut"] else "")
+  )
+
+
+def find_upsampler(run: str, *, weights: Any, encoders: dict[str, str]) -> dict[str, Any]:
+  """The arguments of `upsample_folder` for RUN[@STEP]; of `encoders` those that the run has.
+
+  Raises:
+    ConfigError: the run is not an upsampler's.
+    CheckpointError: no such run or step, or its config is damaged.
+  """
+  from vidgen.train.trained import describe_trained, run_and_step
+
+  workdir, step = run_and_step(run)
+  found = describe_trained(workdir, step=step, weights=weights)
+  _check_upsampler(found, workdir)
+  known = found.experiment.inputs.encoders
+  return {
+    "workdir": Path(workdir), "step": found.step, "weights": weights,
+    "encoders": {name: folder for name, folder in encoders.items() if name in known},
+  }  # fmt: skip
+
+
+def _check_upsampler(found: Any, workdir: Path | str) -> None:
+  from vidgen.evals.upsampling import GIVEN
+  from vidgen.systems.sampling import input_spec
+
+  if not set(GIVEN) <= set(input_spec(found.stage, 1)):
+    raise ConfigError(f"{workdir}: {found.experiment.stage.name} is not an upsampler")
 
 
 def upsample_folder(
@@ -82,9 +114,9 @@ def upsample_folder(
   """
   from vidgen.cli.progress import Progress
   from vidgen.evals.samples import SampleOrigin, read_samples
-  from vidgen.evals.upsampling import GIVEN, upsample
+  from vidgen.evals.upsampling import upsample
   from vidgen.inputs.text import make_tokenizer
-  from vidgen.systems.sampling import Sampler, input_spec
+  from vidgen.systems.sampling import Sampler
   from vidgen.train.trained import load_trained
 
   for name, value in (("height", height), ("width", width), ("batch-size", batch_size)):
@@ -94,8 +126,7 @@ def upsample_folder(
     raise ConfigError(f"--out {out}: is the folder of the samples")
   found = read_samples(samples)
   trained = load_trained(workdir, step=step, weights=weights)
-  if not set(GIVEN) <= set(input_spec(trained.stage, 1)):
-    raise ConfigError(f"{workdir}: {trained.experiment.stage.name} is not an upsampler")
+  _check_upsampler(trained, workdir)
   bucket = {b.name: b for b in trained.experiment.inputs.buckets}[trained.stage.buckets[0]]
   height, width = height or bucket.height, width or bucket.width
   settings = dataclasses.replace(

@@ -28,9 +28,9 @@ from vidgen.inputs.decode import (
   VIDEO,
   Limits,
   decode_audio,
-  decode_image,
   decode_video,
 )
+from vidgen.inputs.decode_image import decode_image
 from vidgen.inputs.quarantine import BadSample
 from vidgen.inputs.samples import Source
 from vidgen.inputs.sources import open_source

@@ -29,7 +29,14 @@ def psnr(a: Clip, b: Clip, *, peak: int | float, exact: Exact = "inf", cap: floa
   A frame without any error has no finite ratio: "inf" lets it make the mean infinite, "cap" counts
   it as `cap` dB (and only it), "skip" leaves it out, and gives NaN where no frame is left.
   """
-  errors = frame_errors(a, b)
+  return psnr_of_errors(frame_errors(a, b), peak=peak, exact=exact, cap=cap)
+
+
+def psnr_of_errors(
+  errors: Sequence[float] | np.ndarray, *, peak: int | float, exact: Exact = "inf",
+  cap: float = 100.0,
+) -> float:  # fmt: skip
+  """As `psnr`, from the mean squared error of each frame."""
   found = [10 * math.log10(peak**2 / error) for error in errors if error]
   perfect = len(errors) - len(found)
   if exact != "skip":

@@ -124,8 +124,12 @@ def read_latents(directory: Path, index: int) -> Float[np.ndarray, "t h w c"]:
   return np.load(latents_path(directory, index), allow_pickle=False)
 
 
-def write_video(directory: Path, index: int, pieces: Iterable[Piece], *, fps: float) -> VideoFile:
+def write_video(
+  directory: Path, index: int, pieces: Iterable[Piece], *, fps: float, crf: int | None = CRF
+) -> VideoFile:
   """Writes the MP4 and the GIF of sample `index` from pieces of its video, one held at a time.
+
+  `crf`: as of `write_mp4`.
 
   Raises:
     NonFiniteError: a piece holds a value that is not a number; no file is left.
@@ -144,7 +148,7 @@ def write_video(directory: Path, index: int, pieces: Iterable[Piece], *, fps: fl
 
   path = directory / f"{index:05d}.mp4"
   with whole_file(path) as temporary:
-    write_mp4(temporary, shown(), fps=fps, crf=CRF)
+    write_mp4(temporary, shown(), fps=fps, crf=crf)
     sha256 = file_sha256(temporary)
   preview = np.concatenate(kept)
   write_whole(path.with_suffix(".gif"), encode_gif(preview, fps=fps))

@@ -1,4 +1,4 @@
-"""One array a sample, in a file beside each shard of a data set: text embeddings, later latents.
+"""One array a sample, in a file beside each shard of a data set: text embeddings, latents.
 
   magic     8 bytes
   payloads  the arrays one after another, C order, little endian
@@ -27,7 +27,7 @@ from vidgen.inputs.storage import ShardFiles, patiently
 MAGIC = b"VGARRAY1"
 SUFFIX = ".arrays"
 HASH = 16  # bytes that are kept of a SHA-256
-MAX_ABOUT = 1 << 20  # bytes
+MAX_ABOUT = 1 << 26  # bytes: it may name samples that have no array
 MAX_INDEX = 1 << 31
 DTYPES = {
   "bfloat16": ml_dtypes.bfloat16,
@@ -161,6 +161,11 @@ class ArrayShard:
       raise self._bad("cut short")
     return data
 
+  @property
+  def there(self) -> np.ndarray:
+    """For which samples there is an array, bool [samples]."""
+    return self._index["offset"] >= 0
+
   def has(self, sample: int) -> bool:
     """Whether there is an array for a sample."""
     return bool(self._index["offset"][sample] >= 0)
@@ -179,5 +184,5 @@ class ArrayShard:
     shape = row["shape"].tolist()
     content = self._read(int(row["offset"]), int(np.prod(shape)) * self.dtype.itemsize)
     if short_hash(content) != row["content"].tobytes():
-      raise self._bad(f"sample {sample}: its bytes have changed")
+      raise self._bad(f"sample {sample}: its bytes have changed; remove the file")
     return np.frombuffer(content, self.dtype).reshape(shape)

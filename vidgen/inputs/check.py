@@ -23,9 +23,9 @@ from vidgen.inputs.decode import (
   VIDEO,
   Limits,
   decode_audio,
-  decode_image,
   decode_video,
 )
+from vidgen.inputs.decode_image import decode_image
 from vidgen.inputs.quarantine import BadSample
 from vidgen.inputs.samples import Sample, Source
 from vidgen.inputs.sources import open_source

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from vidgen.inputs.decode import Limits
+from vidgen.inputs.decode import Limits, Span
 from vidgen.inputs.degradations import DegradationConfig
 from vidgen.inputs.text import make_tokenizer
 
@@ -12,7 +12,12 @@ from vidgen.inputs.text import make_tokenizer
 class Bucket:
   """One batch shape: `frames` frames of `height` x `width` at `fps`, from `subset` of the data.
 
-  `weight` is its share of the batches, relative to the other buckets. Images have one frame.
+  `weight` is its share of the batches, relative to the other buckets; those of one `group` share
+  the sum of their weights by how many samples they have. Images have one frame.
+
+  A clip is for the bucket if it lasts `min_seconds` or more and less than `max_seconds`, and has at
+  least `min_rate` frames per second of its own; 0 is no bound. With `rate` "spread" the frames of a
+  clip shorter than frames / fps are spread evenly over all of it: fps is the lowest rate there is.
   """
 
   name: str = "video"
@@ -22,8 +27,26 @@ class Bucket:
   width: int = 64
   fps: float = 8.0
   weight: float = 1.0
+  group: str = ""
+  min_seconds: float = 0.0
+  max_seconds: float = 0.0
+  min_rate: float = 0.0
+  rate: Literal["fixed", "spread"] = "fixed"
+
+  @property
+  def chooses(self) -> bool:
+    """Whether what is taken hangs on a clip's length or rate, which must be measured before."""
+    return bool(self.min_seconds or self.max_seconds or self.min_rate) or self.rate == "spread"
+
+  def span(self, draw: float = 0.0) -> Span:
+    """What is sampled of a clip; `draw` in [0, 1] says from where."""
+    return Span(fps=self.fps, frames=self.frames, draw=draw, spread=self.rate == "spread")
 
   def __post_init__(self):
+    if min(self.min_seconds, self.max_seconds, self.min_rate) < 0:
+      raise ValueError(f"bucket {self.name!r}: seconds and rates must not be negative")
+    if self.max_seconds and self.max_seconds <= self.min_seconds:
+      raise ValueError(f"bucket {self.name!r}: max_seconds must be more than min_seconds")
     if min(self.frames, self.height, self.width) < 1:
       raise ValueError(f"bucket {self.name!r}: frames, height and width must be at least 1")
     if self.fps <= 0 or self.weight <= 0:
@@ -81,15 +104,21 @@ class InputConfig:
 
   `encoders` are frozen text encoders by the name of the stage's text stream. They run on every
   batch, or, where `embeddings` names a folder (relative to the data set), what `vidgen data embed`
-  left there is read instead.
+  left there is read instead: with a `prefix`, of captions behind it.
 
-  `autoencoder`, of a stage that is trained on latents, turns the clips of every batch into them.
+  `autoencoder`, of a stage that is trained on latents, turns the clips of every batch into them,
+  or, where `latents` names a folder (relative to the data set), what `vidgen data latents --cache`
+  left there is read instead; its `workdir` may then be empty.
 
   `prefix` names what goes before every caption (`inputs.prefix`): the bucket's frame rate, but of
   images, and the camera motion that a sample's json names as "camera", unless its
   "camera_confidence" is below `camera_confidence` (not given by the paper).
 
   `degradation` adds a small, spoilt copy of every clip, "low", for an upsampler.
+
+  With `aspect_tolerance` a sample is only for the buckets of its subset whose aspect ratio is the
+  nearest to its own, and for none if it is more than 1 + `aspect_tolerance` times as wide or as
+  tall. With `max_upsampling` it is for none that it must be enlarged for by more than that.
   """
 
   buckets: tuple[Bucket, ...] = (Bucket(),)
@@ -98,6 +127,7 @@ class InputConfig:
   encoders: dict[str, EncoderSource] = dataclasses.field(default_factory=dict)
   embeddings: str = ""
   autoencoder: AutoencoderSource | None = None
+  latents: str = ""
   prefix: tuple[Literal["fps", "camera"], ...] = ()
   camera_confidence: float = 0.5
   caption_dropout: float = 0.1
@@ -113,6 +143,13 @@ class InputConfig:
   limits: Limits = dataclasses.field(default_factory=Limits)
   bad_count: int = 1000
   bad_fraction: float = 0.05
+  aspect_tolerance: float = 0.0
+  max_upsampling: float = 0.0
+
+  def chooses(self, subset: str) -> bool:
+    """Whether buckets of this subset choose their samples, so that these must be measured."""
+    everywhere = bool(self.aspect_tolerance or self.max_upsampling)
+    return any(b.subset == subset and (everywhere or b.chooses) for b in self.buckets)
 
   def __post_init__(self):
     names = [bucket.name for bucket in self.buckets]
@@ -123,19 +160,41 @@ class InputConfig:
     for name in ("caption_dropout", "flip", "bad_fraction", "camera_confidence"):
       if not 0 <= getattr(self, name) <= 1:
         raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+    for name in ("aspect_tolerance", "max_upsampling"):
+      if getattr(self, name) < 0:
+        raise ValueError(f"{name} must not be negative")
     for name in ("workers", "threads", "prefetch", "cache_bytes", "bad_count"):
       if getattr(self, name) < 0:
         raise ValueError(f"{name} must not be negative")
     if self.degradation is not None:
       for bucket in self.buckets:
         self.degradation.low_size(bucket.height, bucket.width)
-    if self.prefix and self.embeddings:
-      raise ValueError("prefix: cached embeddings are of captions without one")
+    if self.latents:
+      self._check_still()
+    if "fps" in self.prefix and self.embeddings:
+      for bucket in self.buckets:
+        if bucket.rate == "spread" and bucket.frames > 1:
+          raise ValueError(
+            "prefix: cached embeddings are of captions behind one rate, and bucket "
+            f"{bucket.name!r} has one for each clip; run the encoders on every batch"
+          )
     make_tokenizer(self.tokenizer)
     for name, encoder in self.encoders.items():
-      if not name.isidentifier() or name in ("video", "text", "text_mask", "fps"):
+      if not name.isidentifier() or name in ("video", "latents", "text", "text_mask", "fps"):
         raise ValueError(f"encoders: {name!r} cannot be the name of a text stream")
       if not encoder.folder and not self.embeddings:
         raise ValueError(f"encoders.{name}: needs a folder, or embeddings one that has them")
     if self.embeddings and not self.encoders:
       raise ValueError("embeddings names a folder, but no encoders are named")
+
+  def _check_still(self) -> None:
+    """That a sample gives one clip, whenever it is drawn: a cache has the latents of one."""
+    if self.autoencoder is None:
+      raise ValueError("latents: needs autoencoder, whose they are")
+    if self.degradation is not None:
+      raise ValueError("degradation: needs pixels; cached latents have none, leave latents empty")
+    for name in ("temporal_crop", "spatial_crop"):
+      if getattr(self, name) == "random":
+        raise ValueError(f"{name}: cached latents are of one crop of each clip; say 'center'")
+    if self.flip:
+      raise ValueError("flip: cached latents are of clips that are not mirrored; set it to 0")

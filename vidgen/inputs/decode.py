@@ -1,19 +1,19 @@
-"""Encoded media, from bytes, to arrays: video by presentation time, images, audio.
+"""Encoded media, from bytes, to arrays: video by presentation time, audio; beside it images.
 
 Nothing in a file is believed before it is decoded: declared frame counts and sizes are only used to
 refuse. Every failure is a `BadSample`.
 """
 
+import contextlib
 import dataclasses
 import io
-import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import av
 import av.error
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
-from PIL import Image
 
 from vidgen.inputs.quarantine import BadSample
 
@@ -29,8 +29,6 @@ _EXACT = Interpolation.ACCURATE_RND | Interpolation.BITEXACT  # equal on every C
 _OPEN: dict[str, Any] = (
   {} if int(av.__version__.split(".")[0]) > 18 else {"metadata_errors": "ignore"}
 )
-
-warnings.simplefilter("error", Image.DecompressionBombWarning)  # Pillow only warns below twice it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,14 +73,29 @@ class TooShort(BadSample):
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-  """What is sampled of a clip: `frames` at `fps`, from `draw` in [0, 1] of the slack in time."""
+  """What is sampled of a clip: `frames` at `fps`, from `draw` in [0, 1] of the slack in time.
+
+  With `spread`, frames of a clip shorter than frames / fps are spread evenly over all of it.
+  """
 
   fps: float
   frames: int
   draw: float
+  spread: bool = False
+
+  def rate(self, duration: float) -> float:
+    """The frames per second that are sampled of a clip of `duration` seconds."""
+    short = self.spread and 0 < duration < self.frames / self.fps
+    return self.frames / duration if short else self.fps
+
+  def slack(self, duration: float) -> float:
+    """The seconds of a clip of `duration` seconds that are left over."""
+    return max(0.0, duration - self.frames / self.fps)
 
   def fits(self, duration: float) -> bool:
     """Whether a clip of `duration` seconds is long enough."""
+    if self.spread and duration > 0:
+      return True
     return self.frames == 1 or (self.frames - 1) / self.fps < duration
 
   def check(self, duration: float) -> None:
@@ -104,8 +117,8 @@ class Span:
     if self.frames == 1 and len(times) == 1:
       return np.zeros(1, np.int64)
     self.check(duration)
-    start = self.draw * max(0.0, duration - self.frames / self.fps)
-    wanted = start + np.arange(self.frames) / self.fps + 0.5 * tick
+    start = self.draw * self.slack(duration)
+    wanted = start + np.arange(self.frames) / self.rate(duration) + 0.5 * tick
     return np.maximum(np.searchsorted(times, wanted, side="right") - 1, 0)
 
 
@@ -133,7 +146,17 @@ def decode_video(
       a limit.
   """
   limits = limits or Limits()
-  _check_bytes(data, limits)
+  with open_video(data, limits=limits) as (container, stream):
+    stamps = frame_stamps(container, stream, limits) if span is not None else None
+    if span is None or stamps is None:
+      return _decode_frames(container, stream, cover, limits)
+    return _decode_span(container, stream, cover, limits, span, stamps)
+
+
+@contextlib.contextmanager
+def open_video(data: bytes, *, limits: Limits) -> Iterator[tuple[Any, Any]]:
+  """The container and its first video stream, ready to decode; errors within are BadSample."""
+  check_bytes(data, limits)
   try:
     with av.open(io.BytesIO(data), mode="r", **_OPEN) as container:
       if len(container.streams) > limits.max_streams:
@@ -141,7 +164,7 @@ def decode_video(
       if not container.streams.video:
         raise BadSample("no video stream")
       stream = container.streams.video[0]
-      _check_pixels(stream.codec_context.width, stream.codec_context.height, limits)
+      check_pixels(stream.codec_context.width, stream.codec_context.height, limits)
       if not stream.time_base:
         raise BadSample("the video stream has no clock")
       stream.codec_context.thread_count = 1  # parallel over samples, not within one
@@ -149,15 +172,12 @@ def decode_video(
         "err_detect": "explode",  # else damage is painted over
         "max_pixels": str(limits.max_pixels),  # the size can change within a stream
       }
-      stamps = _packet_stamps(container, stream, limits) if span is not None else None
-      if span is None or stamps is None:
-        return _decode_frames(container, stream, cover, limits)
-      return _decode_span(container, stream, cover, limits, span, stamps)
+      yield container, stream
   except (av.error.FFmpegError, EOFError, OverflowError, ValueError) as error:
-    raise BadSample(f"not decodable as video: {_one_line(error)}") from error
+    raise BadSample(f"not decodable as video: {one_line(error)}") from error
 
 
-def _packet_stamps(container, stream, limits: Limits) -> list[tuple[int, int]] | None:
+def frame_stamps(container, stream, limits: Limits) -> list[tuple[int, int]] | None:
   """(presentation time, duration) of each frame to come, in order; None where packets lack them."""
   stamps, count = [], 0
   for packet in container.demux(stream):
@@ -215,13 +235,21 @@ def _decode_frames(container, stream, cover, limits: Limits) -> Clip:
   return _clip(frames, stamps, last, stream, origin=stamps[0] if stamps else 0)
 
 
+def duration_of(stamps: list[tuple[int, int]], stream, limits: Limits) -> float:
+  """The seconds from the first frame of `frame_stamps` until the last one goes."""
+  pts, tick = [stamp for stamp, _ in stamps], float(stream.time_base)
+  last = _last_duration(pts, stamps[-1][1], stream)
+  duration = float((np.int64(pts[-1]) - pts[0]) * tick + last * tick)
+  if duration > limits.max_seconds:
+    raise BadSample(f"longer than {limits.max_seconds} s")
+  return duration
+
+
 def _decode_span(container, stream, cover, limits: Limits, span: Span, stamps) -> Clip:
   tick = float(stream.time_base)
   pts = [stamp for stamp, _ in stamps]
   times = (np.asarray(pts, np.int64) - pts[0]) * tick
-  duration = float(times[-1] + _last_duration(pts, stamps[-1][1], stream) * tick)
-  if duration > limits.max_seconds:
-    raise BadSample(f"longer than {limits.max_seconds} s")
+  duration = duration_of(stamps, stream, limits)
   chosen = np.unique(span.indices(times, duration=duration, tick=tick))
   wanted = [pts[i] for i in chosen]
   container.seek(wanted[0], stream=stream, backward=True, any_frame=False)
@@ -248,18 +276,27 @@ def _check_frame(frame, number: int, limits: Limits) -> None:
     raise BadSample(f"frame {number} has no presentation time")
 
 
+def square_width(frame, aspect) -> float:
+  """The width of a frame, not turned, in as many square pixels as its height counts."""
+  return frame.width * float(aspect) if aspect else float(frame.width)
+
+
+def quarter_turns(frame) -> int:
+  """How often a frame is turned by 90 degrees, counter-clockwise, to be upright; 0 to 3."""
+  return round(frame.rotation / 90) % 4
+
+
 def _to_rgb(frame, reformatter, aspect, cover, limits: Limits) -> np.ndarray:
-  _check_pixels(frame.width, frame.height, limits)
+  check_pixels(frame.width, frame.height, limits)
   if frame.color_trc in HDR:
     raise BadSample("HDR video; tone-map it to SDR first")
-  turns = round(frame.rotation / 90) % 4  # counter-clockwise quarter turns that make it upright
+  turns, square = quarter_turns(frame), square_width(frame, aspect)
   width, height = frame.width, frame.height
-  square = width * float(aspect) if aspect else float(width)
   if cover is None:
     width = max(1, round(square))
   else:
     width, height = fit(square, height, cover=cover[::-1] if turns % 2 else cover)
-  _check_pixels(width, height, limits)  # a thin picture grows when it is scaled to cover
+  check_pixels(width, height, limits)  # a thin picture grows when it is scaled to cover
   down = width <= frame.width and height <= frame.height
   kind = Interpolation.AREA if down else Interpolation.BICUBIC
   rgb = reformatter.reformat(
@@ -269,53 +306,6 @@ def _to_rgb(frame, reformatter, aspect, cover, limits: Limits) -> np.ndarray:
   return np.rot90(array, turns) if turns else array
 
 
-def decode_image(
-  data: bytes, *, cover: tuple[int, int] | None = None, limits: Limits | None = None
-) -> Clip:
-  """A picture, upright by its EXIF tag, RGB, scaled to `cover`, as a clip of one frame.
-
-  Raises:
-    BadSample: not a JPEG, PNG or WebP, cut short, or above a limit.
-  """
-  limits = limits or Limits()
-  _check_bytes(data, limits)
-  try:
-    image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP"))
-    _check_pixels(image.width, image.height, limits)
-    image = _upright(image).convert("RGB")
-    if cover is not None:
-      size = fit(image.width, image.height, cover=cover)
-      _check_pixels(*size, limits)  # a thin picture grows when it is scaled to cover
-      down = size[0] <= image.width and size[1] <= image.height
-      image = image.resize(size, Image.Resampling.BOX if down else Image.Resampling.BICUBIC)
-    return Clip(np.asarray(image)[None], np.zeros(1), float("inf"), 0.0)
-  except BadSample:
-    raise
-  except (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    MemoryError,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-  ) as error:
-    raise BadSample(f"not decodable as an image: {_one_line(error)}") from error
-
-
-def _upright(image: Image.Image) -> Image.Image:
-  turn = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-  }.get(image.getexif().get(0x0112, 1))
-  return image if turn is None else image.transpose(turn)
-
-
 def decode_audio(data: bytes, *, limits: Limits | None = None) -> np.ndarray:
   """The first audio stream, mixed to mono, at 48 kHz; float32 [n] in [-1, 1].
 
@@ -323,7 +313,7 @@ def decode_audio(data: bytes, *, limits: Limits | None = None) -> np.ndarray:
     BadSample: no audio stream, not decodable, or above a limit.
   """
   limits = limits or Limits()
-  _check_bytes(data, limits)
+  check_bytes(data, limits)
   try:
     with av.open(io.BytesIO(data), mode="r", **_OPEN) as container:
       if len(container.streams) > limits.max_streams:
@@ -342,25 +332,28 @@ def decode_audio(data: bytes, *, limits: Limits | None = None) -> np.ndarray:
         parts += new
       parts += [f.to_ndarray().mean(0) for f in resampler.resample(None)]
   except (av.error.FFmpegError, EOFError, OverflowError, ValueError) as error:
-    raise BadSample(f"not decodable as audio: {_one_line(error)}") from error
+    raise BadSample(f"not decodable as audio: {one_line(error)}") from error
   if not count:
     raise BadSample("no audio samples")
   return np.clip(np.concatenate(parts), -1.0, 1.0)
 
 
-def _check_bytes(data: bytes, limits: Limits) -> None:
+def check_bytes(data: bytes, limits: Limits) -> None:
+  """Raises BadSample where a file is empty or above the limit."""
   if not data:
     raise BadSample("empty file")
   if len(data) > limits.max_bytes:
     raise BadSample(f"{len(data)} bytes, more than limits.max_bytes {limits.max_bytes}")
 
 
-def _check_pixels(width: int, height: int, limits: Limits) -> None:
+def check_pixels(width: int, height: int, limits: Limits) -> None:
+  """Raises BadSample where a picture is empty or above the limit."""
   if width <= 0 or height <= 0:
     raise BadSample(f"a picture of {width}x{height}")
   if width * height > limits.max_pixels:
     raise BadSample(f"{width}x{height} is more than limits.max_pixels {limits.max_pixels}")
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+  """The kind and the words of an error, cut to 200 characters."""
   return " ".join(f"{type(error).__name__}: {error}".split())[:200]

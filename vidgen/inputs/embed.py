@@ -6,7 +6,7 @@ occurs several times in a shard is encoded and stored once.
 """
 
 import dataclasses
-import json
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,42 +14,48 @@ from typing import Any
 
 import numpy as np
 
-from vidgen.errors import CheckpointError, ConfigError, DataError
-from vidgen.inputs.array_shards import ArrayShard, ArrayWriter, file_bytes
-from vidgen.inputs.config import EncoderSource
-from vidgen.inputs.embeddings import (
+from vidgen.errors import CheckpointError, ConfigError
+from vidgen.inputs.array_cache import (
   IDENTITY,
-  REMEDY,
-  STORED,
   ShardPart,
   about,
   check_identity,
-  check_shard,
   data_parts,
+  is_there,
   shard_parts,
-  source_bytes,
-  text_of,
+  write_identity,
 )
+from vidgen.inputs.array_shards import ArrayWriter, file_bytes
+from vidgen.inputs.config import EncoderSource, InputConfig
+from vidgen.inputs.embeddings import FOLDER, KIND, STORED, source_bytes, text_of
 from vidgen.inputs.encoders import TextEncoder
+from vidgen.inputs.prefix import Prefix, bucket_prefix
 from vidgen.inputs.quarantine import BadSample
-from vidgen.inputs.samples import Source, caption_of
-from vidgen.inputs.sources import TarSource
+from vidgen.inputs.samples import Sample, Source
+from vidgen.inputs.sources import text_reader
 from vidgen.inputs.streams import encoder_identity, tokenizer_of
 from vidgen.inputs.text import Tokenizer, encode_padded, token_mask
-from vidgen.whole_file import remove_leftovers, whole_file, write_whole
+from vidgen.whole_file import remove_leftovers, whole_file
 
 SHORTEST = 16  # tokens: texts are padded to this, twice this, and so on
 READERS = 8  # threads that read captions
+EVERYTHING: Mapping[Prefix, frozenset[str] | None] = types.MappingProxyType({Prefix(): None})
 
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-  """A text encoder as far as it is known without its weights, and where its embeddings go."""
+  """A text encoder as far as it is known without its weights, and where its embeddings go.
 
+  They are of captions behind a `prefix`, and of these `subsets` of the data (None: all).
+  """
+
+  name: str
   source: EncoderSource
   tokenizer: Tokenizer
   identity: Mapping[str, Any]
   folder: Path
+  prefix: Prefix = Prefix()
+  subsets: frozenset[str] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +78,33 @@ class Size:
   bytes: int = 0
 
 
-def describe_streams(sources: Mapping[str, EncoderSource], *, out: str | Path) -> dict[str, Stream]:
-  """The streams of these encoders, below `out`.
+def config_prefixes(config: InputConfig) -> dict[Prefix, frozenset[str] | None]:
+  """What the captions of a config have before them, and in which subsets; without one in all.
+
+  Raises:
+    ConfigError: the clips of a bucket have a rate each.
+  """
+  if not config.prefix:
+    return {Prefix(): None}
+  try:
+    dataclasses.replace(config, embeddings=FOLDER)
+  except ValueError as error:
+    raise ConfigError(f"config.inputs.{error}") from error
+  found: dict[Prefix, set[str]] = {}
+  for bucket in config.buckets:
+    found.setdefault(bucket_prefix(config, bucket), set()).add(bucket.subset)
+  return {prefix: frozenset(subsets) for prefix, subsets in found.items()}
+
+
+def describe_streams(
+  sources: Mapping[str, EncoderSource],
+  *,
+  out: str | Path,
+  prefixes: Mapping[Prefix, frozenset[str] | None] = EVERYTHING,
+) -> dict[str, Stream]:
+  """The streams of these encoders, below `out`, by the names of their folders there.
+
+  `prefixes` are what goes before captions, and in which subsets, as `config_prefixes` has them.
 
   Raises:
     ConfigError: an encoder has no folder, or it is not there.
@@ -86,9 +117,13 @@ def describe_streams(sources: Mapping[str, EncoderSource], *, out: str | Path) -
       raise ConfigError(f"encoder {name}: needs a folder with its weights")
     tokenizer = tokenizer_of(source)
     identity = encoder_identity(source, tokenizer)
-    streams[name] = Stream(source, tokenizer, identity, Path(out) / name)
-    if (Path(out) / name / IDENTITY).exists():
-      check_identity(Path(out) / name, identity)
+    for prefix, subsets in prefixes.items():
+      folder = Path(out) / name / prefix.folder
+      whole = {**identity, **prefix.identity}
+      key = folder.relative_to(out).as_posix()
+      streams[key] = Stream(name, source, tokenizer, whole, folder, prefix, subsets)
+      if (folder / IDENTITY).exists():
+        check_identity(folder, whole, kind=KIND)
   return streams
 
 
@@ -97,21 +132,23 @@ def work_of(
 ) -> list[Work]:
   """The shards that have no embeddings yet, or stale ones; of (i, n), every n-th from the i-th."""
   found, number = [], 0
-  for _, source in data_parts(directory):
+  for place, source in data_parts(directory):
+    subset = place.rpartition("/")[0]
+    wanted = {
+      name: stream
+      for name, stream in streams.items()
+      if stream.subsets is None or not subset or subset in stream.subsets
+    }
     for shard in shard_parts(source):
       if number % part[1] == part[0]:
-        missing = tuple(n for n, stream in streams.items() if not _is_there(stream, shard))
+        missing = tuple(
+          name
+          for name, stream in wanted.items()
+          if not is_there(shard, stream.folder, identity=stream.identity)
+        )
         found += [Work(source, shard, missing)] if missing else []
       number += 1
   return found
-
-
-def _is_there(stream: Stream, part: ShardPart) -> bool:
-  try:
-    check_shard(ArrayShard(part.path(stream.folder), remedy=REMEDY), part, identity=stream.identity)
-  except DataError:
-    return False
-  return True
 
 
 def measure(
@@ -124,10 +161,10 @@ def measure(
   sizes = {name: Size() for name in streams}
   for done, one in enumerate(work):
     progress(done, len(work))
-    captions = _captions(one)
+    samples = _samples(one)
     for name in one.streams:
       stream, size = streams[name], sizes[name]
-      texts = _rows_by_text(captions, stream)
+      texts = _rows_by_text(_captions(samples, stream), stream)
       lengths = [len(_ids(stream, text)) for text in texts]
       tokens = sum(lengths)
       payload = tokens * stream.identity["width"] * np.dtype(np.uint16).itemsize
@@ -154,46 +191,57 @@ def embed(
 ) -> dict[str, int]:
   """Writes what is missing; returns by stream how many samples had no caption to embed.
 
+  `encoders` are by the streams' own names.
+
   Raises:
     CheckpointError: an encoder makes values that are not finite.
   """
   lost = dict.fromkeys(streams, 0)
   total = sum(one.part.samples for one in work)
   for stream in streams.values():
-    stream.folder.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(stream.folder)
-    content = json.dumps(dict(stream.identity), indent=2, sort_keys=True) + "\n"
-    write_whole(stream.folder / IDENTITY, content.encode())
+    write_identity(stream.folder, stream.identity)
   done = 0
   progress(done, total)
   for one in work:
-    captions = _captions(one)
+    samples = _samples(one)
     for name in one.streams:
       stream = streams[name]
+      captions = _captions(samples, stream)
       path = one.part.path(stream.folder)
       path.parent.mkdir(parents=True, exist_ok=True)
-      remove_leftovers(path.parent)
+      remove_leftovers(path.parent, of=path.name)
       texts = _rows_by_text(captions, stream)
-      _write(path, one.part, texts, stream, encoders[name], batch_size=batch_size)
+      _write(path, one.part, texts, stream, encoders[stream.name], batch_size=batch_size)
       lost[name] += captions.count(None)
     done += one.part.samples
     progress(done, total)
   return lost
 
 
-def _captions(work: Work) -> list[str | None]:
-  """The captions of a shard, None where there is none; media are left unread where they can be."""
-  source, part = work.source, work.part
-  read = source.caption if isinstance(source, TarSource) else source.__getitem__
+def _samples(work: Work) -> list[Sample]:
+  """The text and the json of a shard's samples; media are left unread where they can be."""
+  part, read = work.part, text_reader(work.source)
 
-  def caption(index: int) -> str | None:
+  def text(index: int) -> Sample:
     try:
-      return caption_of(read(index))
+      sample = read(index)
     except BadSample:
-      return None
+      return {}
+    return {name: sample[name] for name in ("txt", "json") if name in sample}
 
   with ThreadPoolExecutor(READERS) as pool:
-    return list(pool.map(caption, range(part.start, part.start + part.samples)))
+    return list(pool.map(text, range(part.start, part.start + part.samples)))
+
+
+def _captions(samples: Sequence[Sample], stream: Stream) -> list[str | None]:
+  """What a stream reads of each, None where there is no caption."""
+  captions: list[str | None] = []
+  for sample in samples:
+    try:
+      captions.append(stream.prefix.caption(sample))
+    except BadSample:
+      captions.append(None)
+  return captions
 
 
 def _rows_by_text(captions: Sequence[str | None], stream: Stream) -> dict[str, list[int]]:

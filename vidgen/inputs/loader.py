@@ -1,7 +1,7 @@
 """One batch: read, decode, crop, tokenise, with a memory of what was decoded.
 
 A clip that is too short for the bucket that drew it, but not for every bucket of its subset, is no
-bad sample: another is drawn. Choosing a bucket's clips by their length beforehand comes later.
+bad sample: another is drawn. A bucket that chooses its clips beforehand (`choice`) meets none.
 """
 
 import threading
@@ -10,22 +10,36 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import UInt8
 
 from vidgen.errors import DataError
 from vidgen.inputs import transforms
+from vidgen.inputs.choice import Choice
 from vidgen.inputs.config import Bucket, InputConfig
-from vidgen.inputs.decode import IMAGE, VIDEO, Clip, Span, TooShort, decode_image, decode_video
+from vidgen.inputs.decode import (
+  IMAGE,
+  VIDEO,
+  Clip,
+  Limits,
+  Span,
+  TooShort,
+  decode_video,
+)
+from vidgen.inputs.decode_image import decode_image
 from vidgen.inputs.degradations import degrade
+from vidgen.inputs.latents import CachedLatents
 from vidgen.inputs.order import random_bits, uniforms
-from vidgen.inputs.prefix import camera_of, prefixed
+from vidgen.inputs.prefix import bucket_prefix
 from vidgen.inputs.quarantine import BadSample, Quarantine
-from vidgen.inputs.samples import Sample, Source, caption_of
+from vidgen.inputs.samples import Sample, Source
+from vidgen.inputs.sources import text_reader
 from vidgen.inputs.streams import Streams
 from vidgen.inputs.text import encode_padded, make_tokenizer, token_mask
 from vidgen.inputs.workers import InWork
 
 REDRAWS = 64  # bad samples in a row after which no further replacement is drawn
 SHORT_REDRAWS = 4096  # likewise, clips that are too short for the bucket
+STILL_TIME = {"center": 0.5, "start": 0.0}  # where a clip is cut that is not cut at random
 NOTE_BYTES = 1024  # of memory to know of one sample that it cannot be used
 
 
@@ -40,14 +54,16 @@ class Plan(NamedTuple):
 class Example(NamedTuple):
   """The part of a sample that no random number touches.
 
-  `frames` is what enters the batch, uint8 [t, h, w, 3], where the clip leaves nothing to choose;
-  else it is cut from `clip`. `streams` is what text encoders read, or made, of the caption.
+  `frames` is what enters the batch, uint8 [t, h, w, 3], where the clip leaves nothing to choose, or
+  its latents [t, h, w, c] from a cache; else it is cut from `clip`. `streams` is what text encoders
+  read, or made, of the caption.
   """
 
   frames: np.ndarray | None
   clip: Clip | None
   tokens: np.ndarray
   streams: Mapping[str, np.ndarray]
+  fps: float
 
   @property
   def nbytes(self) -> int:
@@ -75,10 +91,21 @@ class Loader:
     seed: int,
     streams: Streams,
     in_work: InWork | None = None,
+    latents: Mapping[str, CachedLatents] | None = None,
+    choices: Mapping[str, Choice] | None = None,
   ):
+    """With `latents` of every bucket, they are read in place of clips.
+
+    `choices`, by subset, say what is drawn in place of a bad sample, and how long samples last.
+    """
+    choices = choices or {}
+    self._chosen = {name: n for one in choices.values() for name, n in one.chosen.items()}
+    spread = {bucket.subset for bucket in config.buckets if bucket.rate == "spread"}
+    self._seconds = {name: one.seconds for name, one in choices.items() if name in spread}
     self._in_work = in_work
+    self._latents = dict(latents or {})
     self._streams = streams
-    self._texts = {name: streams.of(source) for name, source in sources.items()}
+    self._texts = {name: streams.of(source, bucket=name) for name, source in sources.items()}
     self._config = config
     self._sources = dict(sources)
     self._quarantine = quarantine
@@ -93,8 +120,8 @@ class Loader:
     self._lock = threading.Lock()
 
   def __getstate__(self):
-    names = ("_config", "_sources", "_quarantine", "_seed", "_in_work", "_streams", "_texts")
-    return {name: self.__dict__[name] for name in names}
+    made = ("_buckets", "_tokenizer", "_cache", "_cached", "_lock")  # by _reset
+    return {name: value for name, value in self.__dict__.items() if name not in made}
 
   def __setstate__(self, state):
     self.__dict__.update(state)
@@ -103,6 +130,7 @@ class Loader:
   def __call__(self, plan: Plan) -> dict[str, np.ndarray]:
     """The batch: video [b, t, h, w, 3], text and text_mask [b, l], text streams, fps [b].
 
+    With cached latents, those [b, t, h, w, c] in place of the video.
     With `degradation` also low [b, t, h / factor, w / factor, 3], and artifacts [b].
 
     Raises:
@@ -110,11 +138,10 @@ class Loader:
         a failure that is not the sample's; all named.
     """
     bucket, config = self._buckets[plan.bucket], self._config
-    size = len(plan.positions)
     seed = bucket_seed(self._seed, bucket.name)
     draws = uniforms(seed, plan.positions, draws=transforms.DRAWS)
     crops = self._crops(draws)
-    frames, tokens, streams = [], [], []
+    frames, tokens, streams, rates = [], [], [], []
     for position, index, crop in zip(
       plan.positions.tolist(), plan.indices.tolist(), crops.tolist(), strict=True
     ):
@@ -122,6 +149,7 @@ class Loader:
       frames.append(picture)
       tokens.append(example.tokens)
       streams.append(example.streams)
+      rates.append(example.fps)
     video, tokens = np.stack(frames), np.stack(tokens)
     if self._in_work is not None:
       self._in_work.note("", "")
@@ -134,11 +162,11 @@ class Loader:
       tokens, mask, dropped, end=self._tokenizer.end, pad=self._tokenizer.pad
     )
     batch = {
-      "video": transforms.to_unit_range(video),
+      **self._pictures(video),
       "text": tokens,
       "text_mask": mask,
       **self._streams.collate(streams, dropped=dropped),
-      "fps": np.full(size, bucket.fps, np.float32),
+      "fps": np.asarray(rates, np.float32),
     }
     if config.degradation is not None:
       positions = plan.positions.tolist()
@@ -146,11 +174,17 @@ class Loader:
       batch |= {"low": transforms.to_unit_range(low.video), "artifacts": low.artifacts}
     return batch
 
+  def _pictures(self, frames: np.ndarray) -> dict[str, np.ndarray]:
+    """Frames or cached latents as they enter a batch."""
+    if self._latents:
+      return {"latents": frames.astype(np.float32)}
+    return {"video": transforms.to_unit_range(frames)}
+
   def _crops(self, draws: np.ndarray) -> np.ndarray:
     """Where to cut, as parts in [0, 1] of the slack in time, row and column; [b, 3]."""
     crops = draws[:, [transforms.TIME, transforms.ROW, transforms.COLUMN]]
     if self._config.temporal_crop != "random":
-      crops[:, 0] = 0.5 if self._config.temporal_crop == "center" else 0.0
+      crops[:, 0] = STILL_TIME[self._config.temporal_crop]
     if self._config.spatial_crop != "random":
       crops[:, 1:] = 0.5
     return crops
@@ -183,13 +217,12 @@ class Loader:
             f"it fewer frames, or leave it out; the last: {error}"
           ) from error
       bits = random_bits(seed, np.asarray([position]), draws=transforms.DRAWS + bad + short)
-      index = int(bits[0, -1] % np.uint64(len(source)))
+      others = self._chosen.get(bucket.name, range(len(source)))
+      index = int(others[int(bits[0, -1] % np.uint64(len(others)))])
 
   def _fits_another(self, bucket: Bucket, duration: float) -> bool:
     return any(
-      _span(other, 0.0).fits(duration)
-      for other in self._config.buckets
-      if other.subset == bucket.subset
+      other.span().fits(duration) for other in self._config.buckets if other.subset == bucket.subset
     )
 
   def _cut(self, example: Example, bucket: Bucket, crop: list[float]) -> np.ndarray:
@@ -199,7 +232,7 @@ class Loader:
     time, row, column = crop
     size = (bucket.height, bucket.width)
     return transforms.crop_clip(
-      example.clip, span=_span(bucket, time), size=size, row=row, column=column
+      example.clip, span=bucket.span(time), size=size, row=row, column=column
     )
 
   def _example(self, bucket: Bucket, index: int, *, time: float) -> Example:
@@ -209,19 +242,27 @@ class Loader:
     if known is not None:
       return known
     sample: Sample | None = None
+    latents = self._latents.get(bucket.name)
+    read = self._sources[bucket.name].__getitem__
+    if latents is not None:
+      read = text_reader(self._sources[bucket.name])
     if self._in_work is not None:
       self._in_work.note(*self._sources[bucket.name].name(index))
     try:
-      sample = self._sources[bucket.name][index]
-      caption = self._caption(sample, bucket)
+      sample = read(index)
+      fps = self._rate(bucket, index)
+      caption = bucket_prefix(self._config, bucket, fps=fps).caption(sample)
       tokens = encode_padded(self._tokenizer, caption, length=self._config.text_length)
-      clip = self._decode(sample, bucket, time=time)
+      frames = latents(index) if latents is not None else None
+      clip = None
+      if frames is None:
+        clip = decode_clip(sample, bucket, config=self._config, time=time)
       texts = self._texts[bucket.name].items()
       streams = {name: text(index, caption) for name, text in texts}
-      example = Example(None, clip, tokens, streams)
+      example = Example(frames, clip, tokens, streams, fps)
       size = (bucket.height, bucket.width)
-      if not transforms.has_slack(clip, span=_span(bucket, 0.0), size=size):
-        example = Example(self._cut(example, bucket, [0.0] * 3), None, tokens, streams)
+      if clip and not transforms.has_slack(clip, span=bucket.span(), size=size):
+        example = Example(self._cut(example, bucket, [0.0] * 3), None, tokens, streams, fps)
     except BadSample as error:
       if sample is not None:
         error.shard, error.key = sample["__shard__"], sample["__key__"]
@@ -235,16 +276,11 @@ class Loader:
     self._keep((bucket.name, index), example, size=example.nbytes)
     return example
 
-  def _caption(self, sample: Sample, bucket: Bucket) -> str:
-    """The caption behind what the config puts before it; an image has no rate."""
-    caption, config = caption_of(sample), self._config
-    if not config.prefix:
-      return caption
-    parts = [part for part in config.prefix if part != "fps" or bucket.frames > 1]
-    camera = ""
-    if "camera" in parts:
-      camera = camera_of(sample, confidence=config.camera_confidence)
-    return prefixed(caption, parts=parts, fps=bucket.fps, camera=camera)
+  def _rate(self, bucket: Bucket, index: int) -> float:
+    """The frames per second that are sampled of a sample."""
+    if bucket.rate == "fixed":
+      return bucket.fps
+    return bucket.span().rate(float(self._seconds[bucket.subset][index]))
 
   def _keep(self, name: tuple[str, int], value: Example | BadSample, *, size: int) -> None:
     """Caches while there is room. Nothing is put out: a shuffled epoch has no favourites."""
@@ -254,24 +290,49 @@ class Loader:
           self._cache[name] = value
           self._cached += size
 
-  def _decode(self, sample: Sample, bucket: Bucket, *, time: float) -> Clip:
-    """The clip at the bucket's size: the whole with a cache, else the part that `time` asks for."""
-    cover, limits = (bucket.height, bucket.width), self._config.limits
-    span = None if self._config.cache_bytes else _span(bucket, time)
-    for suffix in VIDEO:
-      if suffix in sample:
-        clip = decode_video(sample[suffix], cover=cover, limits=limits, span=span)
-        _span(bucket, time).check(clip.duration)
-        return clip
-    for suffix in IMAGE:
-      if suffix in sample:
-        if bucket.frames > 1:
-          reason = f"an image, where the bucket wants {bucket.frames} frames"
-          raise TooShort(reason, duration=0.0)
-        return decode_image(sample[suffix], cover=cover, limits=limits)
-    found = ", ".join(sorted(k for k in sample if not k.startswith("__"))[:8]) or "nothing"
-    raise BadSample(f"neither video nor image; the sample has {found[:80]}")
+
+def decode_clip(sample: Sample, bucket: Bucket, *, config: InputConfig, time: float) -> Clip:
+  """The clip at the bucket's size: the whole with a cache, else the part that `time` asks for.
+
+  Raises:
+    BadSample: as `decode_sample`.
+  """
+  span = bucket.span(time)
+  kept = None if config.cache_bytes else span
+  clip = decode_sample(sample, bucket, limits=config.limits, span=kept)
+  span.check(clip.duration)
+  return clip
 
 
-def _span(bucket: Bucket, time: float) -> Span:
-  return Span(fps=bucket.fps, frames=bucket.frames, draw=time)
+def still_frames(
+  sample: Sample, bucket: Bucket, *, config: InputConfig
+) -> UInt8[np.ndarray, "t h w 3"]:
+  """The frames of a sample that `Loader` gives where the config leaves nothing to be drawn.
+
+  Raises:
+    BadSample: as `decode_sample`.
+  """
+  time = STILL_TIME[config.temporal_crop]
+  clip = decode_clip(sample, bucket, config=config, time=time)
+  size = (bucket.height, bucket.width)
+  return transforms.crop_clip(clip, span=bucket.span(time), size=size, row=0.5, column=0.5)
+
+
+def decode_sample(sample: Sample, bucket: Bucket, *, limits: Limits, span: Span | None) -> Clip:
+  """The clip or image of a sample, scaled to cover the bucket's size; as `decode_video`.
+
+  Raises:
+    BadSample: it has none, or one that is damaged or too short.
+  """
+  cover = (bucket.height, bucket.width)
+  for suffix in VIDEO:
+    if suffix in sample:
+      return decode_video(sample[suffix], cover=cover, limits=limits, span=span)
+  for suffix in IMAGE:
+    if suffix in sample:
+      if bucket.frames > 1:
+        reason = f"an image, where the bucket wants {bucket.frames} frames"
+        raise TooShort(reason, duration=0.0)
+      return decode_image(sample[suffix], cover=cover, limits=limits)
+  found = ", ".join(sorted(k for k in sample if not k.startswith("__"))[:8]) or "nothing"
+  raise BadSample(f"neither video nor image; the sample has {found[:80]}")

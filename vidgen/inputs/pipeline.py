@@ -11,7 +11,7 @@ import dataclasses
 import os
 import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grain
@@ -20,7 +20,9 @@ from absl import flags
 
 from vidgen.config import differences, digest, plain
 from vidgen.errors import CheckpointError, ConfigError, DataError
-from vidgen.inputs.config import InputConfig
+from vidgen.inputs.choice import NoBatch, choose_samples, digest_of, shares
+from vidgen.inputs.config import Bucket, InputConfig
+from vidgen.inputs.latents import cached_autoencoder, open_latents
 from vidgen.inputs.loader import Loader, Plan, bucket_seed
 from vidgen.inputs.order import shuffled
 from vidgen.inputs.quarantine import Budget, Quarantine
@@ -33,9 +35,10 @@ ENDLESS = 2**40  # batches of a repeated order; more than any run takes
 # what may change between two runs without changing any batch
 _SPEED = ("workers", "threads", "prefetch", "cache_bytes", "bad_count", "bad_fraction")
 # their digests are known, wherever they lie
-_STREAMS = ("encoders", "embeddings", "autoencoder")
+_STREAMS = ("encoders", "embeddings", "autoencoder", "latents")
 # not of a position that was saved before they were there, unless they are used
-_LATER = ("degradation", "prefix", "camera_confidence")
+_LATER = ("degradation", "prefix", "camera_confidence", "aspect_tolerance", "max_upsampling")
+_LATER_OF_BUCKETS = ("group", "min_seconds", "max_seconds", "min_rate", "rate")
 
 
 def make_dataset(
@@ -50,25 +53,34 @@ def make_dataset(
   rows: Sequence[int] | None = None,
   quarantine_path: str | None = None,
   streams: Streams | None = None,
+  autoencoder: Mapping[str, Any] | None = None,
 ) -> "Batches":
   """The batches of one process, as numpy arrays: video, text, text_mask, fps (as in `Loader`).
 
-  With text encoders in the config, also their `streams` (default: opened here).
+  With text encoders in the config, also their `streams` (default: opened here). Where `latents` are
+  read in place of videos, they must be those of the `autoencoder` of this identity (default: of
+  whichever made them).
 
   `batch_size` is global, and `rows` are those of every batch that are made here, in this order
   (default: all). With `bucket`, only batches of that one are made. With `repeat=False` each
   bucket is read once, one bucket after another, and what does not fill a batch is left out. Bad
-  samples are replaced by others and written to `quarantine_path`.
+  samples are replaced by others and written to `quarantine_path`. Buckets that no sample is for are
+  left out; the result's `notes` say which.
 
   Raises:
     ConfigError: the batch is empty, or has no such rows.
+    NoBatch: no sample is for any of the buckets, it says why; or all are too few without `repeat`.
     DataError: there is no such data, or, from the iterator, too many bad samples.
   """
   rows = range(batch_size) if rows is None else rows
   if not len(rows) or not 0 <= min(rows) <= max(rows) < batch_size:
     raise ConfigError(f"rows {list(rows)[:8]} of batches of {batch_size}")
   buckets = [b for b in config.buckets if bucket in (None, b.name)]
-  sources = {b.name: open_source(directory, subset=b.subset, split=split) for b in buckets}
+  subsets = {
+    subset: open_source(directory, subset=subset, split=split)
+    for subset in dict.fromkeys(b.subset for b in buckets)
+  }
+  sources = {b.name: subsets[b.subset] for b in buckets}
   if quarantine_path is None:
     folder = f"vidgen-{uuid.uuid4().hex}"  # made only when there is something to write
     quarantine_path = os.path.join(tempfile.gettempdir(), folder, "quarantine.jsonl")
@@ -79,29 +91,55 @@ def make_dataset(
   for source in sources.values():
     for problem in source.problems:
       quarantine.record(problem)
+  choices = choose_samples(config, directory, sources=subsets)
+  for choice in choices.values():
+    for bad in choice.bad:
+      quarantine.record(bad)
   quarantine.check()
   in_work = InWork() if config.workers else None
   streams = open_streams(config, directory) if streams is None else streams
+  latents = {}
+  if config.latents:
+    whose = cached_autoencoder(config, directory) if autoencoder is None else autoencoder
+    latents = open_latents(config, directory, sources=sources, split=split, autoencoder=whose)
   loader = Loader(
-    config, sources=sources, quarantine=quarantine, seed=seed, streams=streams, in_work=in_work
-  )
-  orders = []
-  for one in buckets:
-    length = len(sources[one.name])
-    count = ENDLESS if repeat else length // batch_size
-    order = _Order(
-      one.name, length=length, size=batch_size, rows=rows, seed=seed, shuffle=config.shuffle
+    config, sources=sources, quarantine=quarantine, seed=seed, streams=streams, in_work=in_work,
+    latents=latents, choices=choices,
+  )  # fmt: skip
+  chosen = {name: numbers for one in choices.values() for name, numbers in one.chosen.items()}
+  for name, cached in latents.items():
+    cached.check_whole(chosen.get(name))
+  samples = {b.name: len(chosen.get(b.name, sources[b.name])) for b in buckets}
+  if not any(samples.values()):
+    raise NoBatch(
+      f"data set {directory}: no {split} sample is for {_listed(buckets)}: "
+      + "; ".join(f"{name}: {one.told(subsets[name])}" for name, one in choices.items())
     )
-    orders.append(grain.MapDataset.range(count).map(order))
+  batches = {b.name: ENDLESS if repeat else samples[b.name] // batch_size for b in buckets}
+  used = [b for b in buckets if samples[b.name] and batches[b.name]]
+  if not used:
+    raise NoBatch(f"data set {directory}: {total} samples do not fill a batch of {batch_size}")
+  orders = [
+    grain.MapDataset.range(batches[b.name]).map(
+      _Order(
+        b.name,
+        length=samples[b.name],
+        size=batch_size,
+        rows=rows,
+        seed=seed,
+        shuffle=config.shuffle,
+        chosen=chosen.get(b.name),
+      )
+    )
+    for b in used
+  ]
   if len(orders) == 1:
     plans = orders[0]
   elif repeat:
-    weights = np.asarray([one.weight for one in buckets])
-    plans = grain.MapDataset.mix(orders, list(weights / weights.sum()))
+    parts = shares(buckets, samples)
+    plans = grain.MapDataset.mix(orders, [parts[b.name] for b in used])
   else:
     plans = grain.MapDataset.concatenate(orders)
-  if not len(plans):
-    raise DataError(f"data set {directory}: {total} samples do not fill a batch of {batch_size}")
   identity = {
     "batch_size": batch_size,
     "seed": seed,
@@ -111,25 +149,50 @@ def make_dataset(
     "whole_clips": config.cache_bytes > 0,  # decides which damaged clips are found out
     "data": digest({b.subset: sources[b.name].describe() for b in buckets}),
     "inputs": {
-      f.name: plain(getattr(config, f.name))
-      for f in dataclasses.fields(config)
-      if f.name not in (*_SPEED, *_STREAMS)
-      and not (f.name in _LATER and getattr(config, f.name) == f.default)
+      **_used(config, later=_LATER, never=(*_SPEED, *_STREAMS)),
+      "buckets": [_used(b, later=_LATER_OF_BUCKETS) for b in config.buckets],
     },
   }
+  if chosen:
+    identity["chosen"] = {name: digest_of(numbers) for name, numbers in chosen.items()}
   if streams.sources:  # not how they are fed: a cache holds what the encoder makes
     identity["encoders"] = plain(streams.identities)
   return Batches(
-    plans.map(loader), config=config, identity=identity, quarantine=quarantine, in_work=in_work
-  )
+    plans.map(loader), config=config, identity=identity, quarantine=quarantine, in_work=in_work,
+    notes=[_left_out(b, samples[b.name], split) for b in buckets if b not in used],
+  )  # fmt: skip
+
+
+def _left_out(bucket: Bucket, samples: int, split: str) -> str:
+  few = f"{samples} samples do not fill a batch" if samples else f"no {split} sample is for it"
+  return f"bucket {bucket.name!r} is left out: {few}"
+
+
+def _listed(buckets: Sequence[Bucket]) -> str:
+  names = [repr(bucket.name) for bucket in buckets]
+  return f"bucket {names[0]}" if len(names) == 1 else f"any of the buckets {', '.join(names)}"
+
+
+def _used(tree: Any, *, later: Sequence[str], never: Sequence[str] = ()) -> dict[str, Any]:
+  """Fields of a dataclass as plain JSON: none of `never`, of `later` only what is no default."""
+  return {
+    f.name: plain(getattr(tree, f.name))
+    for f in dataclasses.fields(tree)
+    if f.name not in never and not (f.name in later and getattr(tree, f.name) == f.default)
+  }
 
 
 class _Order:
-  """Turns the number of a batch into what `rows` of its `size` take: positions in an order."""
+  """Turns the number of a batch into what `rows` of its `size` take: positions in an order.
+
+  The order is of `length` samples: the first of the source, or those that are `chosen`.
+  """
 
   def __init__(
-    self, bucket: str, *, length: int, size: int, rows: Sequence[int], seed: int, shuffle: bool
-  ):
+    self, bucket: str, *, length: int, size: int, rows: Sequence[int], seed: int, shuffle: bool,
+    chosen: np.ndarray | None = None,
+  ):  # fmt: skip
+    self.chosen = chosen
     self.bucket = bucket
     self.length = length
     self.size = size
@@ -139,9 +202,10 @@ class _Order:
 
   def __call__(self, number: int) -> Plan:
     positions = number * self.size + self.rows
-    if not self.shuffle:
-      return Plan(self.bucket, positions, positions % self.length)
-    return Plan(self.bucket, positions, shuffled(self.seed, positions, length=self.length))
+    places = positions % self.length
+    if self.shuffle:
+      places = shuffled(self.seed, positions, length=self.length)
+    return Plan(self.bucket, positions, places if self.chosen is None else self.chosen[places])
 
 
 def describe_data(config: InputConfig, directory: str, *, split: str = "train") -> dict[str, Any]:
@@ -170,7 +234,10 @@ def adopt_state(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 
 class Batches(grain.IterDataset):
-  """The batches of `make_dataset`; each iterator starts at the first batch, or where it is set."""
+  """The batches of `make_dataset`; each iterator starts at the first batch, or where it is set.
+
+  `notes` are lines on buckets that are left out.
+  """
 
   def __init__(
     self,
@@ -180,8 +247,10 @@ class Batches(grain.IterDataset):
     identity: dict[str, Any],
     quarantine: Quarantine,
     in_work: InWork | None,
+    notes: Sequence[str] = (),
   ):
     super().__init__()
+    self.notes = tuple(notes)
     self.quarantine = quarantine
     self._batches = batches
     self._config = config

@@ -5,7 +5,7 @@ import importlib
 import json
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -70,20 +70,20 @@ class TarSource:
     return _relative(self._paths[shard], self._root), key
 
   def __getitem__(self, index: int) -> Sample:
-    return self._sample(index, only=None)
+    return self._sample(index, only=())
 
-  def caption(self, index: int) -> Sample:
-    """As the sample itself, but of its members the caption alone is read."""
-    return self._sample(index, only="txt")
+  def text(self, index: int) -> Sample:
+    """As the sample itself, but of its members the caption and the json alone are read."""
+    return self._sample(index, only=("txt", "json"))
 
-  def _sample(self, index: int, *, only: str | None) -> Sample:
+  def _sample(self, index: int, *, only: Sequence[str]) -> Sample:
     shard, key, row = self._locate(index)
     name = _relative(self._paths[shard], self._root)
     if row < 0:
       raise BadSample("the shard has lost this sample", shard=name, key=key)
     sample: Sample = {"__shard__": name, "__key__": key}
     for suffix, (offset, size) in self._shard(shard).index.members(row).items():
-      if only not in (None, suffix):
+      if only and suffix not in only:
         continue
       read = partial(self._files.read, self._paths[shard], offset, size)
       data = patiently(read, shard=name, key=key)
@@ -295,6 +295,11 @@ def _unpack_record(data: bytes, *, shard: str, key: str) -> Sample:
 
 def _relative(path: Path, root: Path) -> str:
   return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+
+
+def text_reader(source: Source) -> Callable[[int], Sample]:
+  """What reads a sample's caption and json; its media are left unread where they can be."""
+  return source.text if isinstance(source, TarSource) else source.__getitem__
 
 
 def open_source(directory: str | os.PathLike[str], *, subset: str, split: str = "train") -> Source:

@@ -89,6 +89,9 @@ class ShardFiles:
     self._limit = limit  # descriptors that are kept open
     self._open: dict[Path, _Descriptor] = {}
 
+  def __getstate__(self):  # another process opens the files itself
+    return {"_limit": self._limit, "_open": {}}
+
   def read(self, path: Path, offset: int, size: int) -> bytes:
     """`size` bytes from `offset`; fewer where the file ends before.
 

@@ -17,8 +17,10 @@ import numpy as np
 
 from vidgen.config import digest
 from vidgen.errors import CheckpointError, ConfigError
+from vidgen.inputs.array_cache import check_identity
 from vidgen.inputs.config import EncoderSource, InputConfig
-from vidgen.inputs.embeddings import CachedText, check_identity, identity_of, text_of
+from vidgen.inputs.embeddings import KIND, CachedText, identity_of, text_of
+from vidgen.inputs.prefix import Prefix, bucket_prefix
 from vidgen.inputs.samples import Source
 from vidgen.inputs.storage import file_sha256
 from vidgen.inputs.text import Tokenizer, encode_padded, token_mask
@@ -45,26 +47,36 @@ StreamText = TokenText | CachedText
 class Streams:
   """The text streams of a config on one data set; `identities` say what makes each.
 
-  Exactly one of `tokenizers` and `folders` has the streams: encoders run, or a cache is read.
+  Exactly one of `tokenizers` and `folders` has the streams: encoders run, or a cache is read, of
+  captions behind what `prefixes` say of each bucket.
   """
 
   sources: Mapping[str, EncoderSource]
   identities: Mapping[str, Mapping[str, Any]]
   tokenizers: Mapping[str, Tokenizer]
   folders: Mapping[str, Path]
+  prefixes: Mapping[str, Prefix]
 
-  def of(self, source: Source) -> dict[str, StreamText]:
-    """What to call for each sample of `source`, with its number and its caption.
+  def of(self, source: Source, *, bucket: str) -> dict[str, StreamText]:
+    """What to call for each sample of `source`, with its number and its caption in that bucket.
 
     Raises:
       DataError: a cache is not of this source's shards.
     """
     return {
-      name: CachedText(self.folders[name], source, reads=one.reads, identity=self.identities[name])
+      name: self._cached(name, source, self.prefixes[bucket])
       if name in self.folders
       else TokenText(self.tokenizers[name], one)
       for name, one in self.sources.items()
     }
+
+  def _cached(self, name: str, source: Source, prefix: Prefix) -> CachedText:
+    return CachedText(
+      self.folders[name] / prefix.folder,
+      source,
+      reads=self.sources[name].reads,
+      identity={**self.identities[name], **prefix.identity},
+    )
 
   def collate(
     self, rows: Sequence[Mapping[str, np.ndarray]], *, dropped: np.ndarray
@@ -111,6 +123,7 @@ def open_streams(config: InputConfig, directory: str | os.PathLike[str]) -> Stre
   identities: dict[str, Mapping[str, Any]] = {}
   tokenizers: dict[str, Tokenizer] = {}
   folders: dict[str, Path] = {}
+  prefixes = {bucket.name: bucket_prefix(config, bucket) for bucket in config.buckets}
   for name, source in config.encoders.items():
     if source.folder:
       tokenizers[name] = tokenizer_of(source)
@@ -118,10 +131,14 @@ def open_streams(config: InputConfig, directory: str | os.PathLike[str]) -> Stre
     if config.embeddings:
       folders[name] = Path(directory) / config.embeddings / name
       wanted = identities.get(name, _stated(source))
-      identities[name] = check_identity(folders[name], wanted)
+      for prefix in dict.fromkeys(prefixes.values()):  # those of all buckets from one encoder
+        stated = {**wanted, **(prefix.identity or {"prefix": None})}
+        found = check_identity(folders[name] / prefix.folder, stated, kind=KIND)
+        wanted = {key: value for key, value in found.items() if key != "prefix"}
+      identities[name] = wanted
   if config.embeddings:
     tokenizers = {}
-  return Streams(config.encoders, identities, tokenizers, folders)
+  return Streams(config.encoders, identities, tokenizers, folders, prefixes)
 
 
 def _stated(source: EncoderSource) -> dict[str, Any]:

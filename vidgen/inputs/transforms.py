@@ -25,7 +25,7 @@ def crop_clip(
 
 def has_slack(clip: Clip, *, span: Span, size: tuple[int, int]) -> bool:
   """Whether there is any choice of where to cut."""
-  still = len(clip.times) == 1 or clip.duration <= span.frames / span.fps
+  still = len(clip.times) == 1 or not span.slack(clip.duration)
   return not still or clip.frames.shape[1:3] != size
 
 

@@ -11,6 +11,7 @@ wherever and with whichever others it is made.
 import argparse
 import hashlib
 import json
+import re
 import sys
 import zipfile
 from pathlib import Path
@@ -92,9 +93,10 @@ def read_weights(folder, manifest):
 
 
 def load(folder):
-  """A function (prompts, seed=0, first=0) -> video [b, t, h, w, c], float32 in [-1, 1].
+  """A function (prompts, seed=0, first=0, camera="") -> video [b, t, h, w, c] in [-1, 1].
 
-  Sample k of a call is sample `first + k` of the seed.
+  Sample k of a call is sample `first + k` of the seed. `camera` is a camera motion, of a model
+  whose captions began with one. The video is float32.
 
   Raises:
     ValueError: as `read_manifest` and `read_weights`.
@@ -104,8 +106,8 @@ def load(folder):
   weights = read_weights(folder, manifest)
   program = load_program(folder)
 
-  def sample(prompts, seed=0, first=0):
-    inputs = encode(prompts, manifest)
+  def sample(prompts, seed=0, first=0, camera=""):
+    inputs = encode(prompts, manifest, camera=camera)
     index = np.arange(first, first + len(prompts), dtype=np.uint32)
     return np.asarray(program.call(weights, inputs, np.uint32(seed), index))
 
@@ -123,13 +125,37 @@ def load_program(folder):
   return export.deserialize(bytearray((Path(folder) / PROGRAM).read_bytes()))
 
 
-def encode(prompts, manifest):
-  """Prompts as the program takes them: UTF-8 bytes + 3, then 1 for the end, then 0 for padding."""
+def prefixed(prompt, manifest, camera=""):
+  """A prompt behind what the model's captions had before them: the rate, then the camera motion.
+
+  Each stands there once: what the prompt begins with is not repeated, another rate is replaced.
+
+  Raises:
+    ValueError: a camera motion, of a model whose captions had none.
+  """
+  prefix = manifest.get("prefix", {"fps": "", "camera": False})
+  if camera and not prefix["camera"]:
+    raise ValueError("camera: the model's captions had no camera motion before them")
+  rate = prefix["fps"]
+  motion = f"{camera.strip().rstrip('.')}. " if camera.strip() else ""
+  while rate and (found := re.match(r"FPS-\d+ ", prompt)):
+    prompt = prompt[found.end() :]
+  if motion and prompt.startswith(motion):
+    prompt = prompt[len(motion) :]
+  return rate + motion + prompt
+
+
+def encode(prompts, manifest, camera=""):
+  """Prompts as the program takes them: UTF-8 bytes + 3, then 1 for the end, then 0 for padding.
+
+  Before each goes what `prefixed` puts there.
+  """
   text = manifest["inputs"]["text"]
   length = text["shape"][1]
   ids = np.zeros((len(prompts), length), np.int32)
   mask = np.zeros((len(prompts), length), bool)
   for row, prompt in enumerate(prompts):
+    prompt = prefixed(prompt, manifest, camera)
     tokens = [byte + 3 for byte in prompt.encode("utf-8", "backslashreplace")][: length - 1] + [1]
     ids[row, : len(tokens)] = tokens
     mask[row, : len(tokens)] = True
@@ -158,13 +184,14 @@ def main(arguments=None):
   parser.add_argument("--prompt", action="append", required=True, help="may be repeated")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--first", type=int, default=0, help="number of the first prompt's sample")
+  parser.add_argument("--camera", default="", help="camera motion, of a model that knows them")
   parser.add_argument("--out", required=True, help="file for the videos, float32 [b, t, h, w, c]")
   args = parser.parse_args(arguments)
   try:
     sample = load(Path(__file__).resolve().parent)
+    video = sample(args.prompt, seed=args.seed, first=args.first, camera=args.camera)
   except ValueError as error:
     sys.exit(f"run.py: {error}")
-  video = sample(args.prompt, seed=args.seed, first=args.first)
   with open(args.out, "wb") as file:
     np.save(file, video, allow_pickle=False)
   print(f"{args.out}: {video.dtype} {list(video.shape)}")

@@ -26,11 +26,12 @@ from jax import export
 from vidgen import config as cfg
 from vidgen.errors import CheckpointError, ConfigError
 from vidgen.evals.generation import text_inputs
+from vidgen.inputs.prefix import fps_prefix, parts_of, prefixed
 from vidgen.inputs.text import ByteTokenizer
 from vidgen.interop import run_exported as runner
 from vidgen.interop.parameters import Origin, check_finite, matched, named
 from vidgen.systems import SampleSettings, Stage
-from vidgen.systems.sampling import input_spec, sample
+from vidgen.systems.sampling import input_spec, sample, sampled
 from vidgen.train.items import unflatten
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -59,7 +60,8 @@ or, from Python, with this folder on the path:
 and returns video {video}, values in [-1, 1], {fps:g} frames a second. The batch b is free.
 Platforms: {platforms}.
 Sampler: {settings}.
-`manifest.json` says all this for programs, with the SHA-256 of every file; `run.py` checks them.
+{prefix}`manifest.json` says all this for programs, with the SHA-256 of every file; `run.py` checks
+them.
 `vendor/flatbuffers` (Google, Apache-2.0) is used where that package is not installed.
 """
 
@@ -94,7 +96,12 @@ def export_stablehlo(
     raise ConfigError(
       f"config.inputs.tokenizer: run.py has no tokenizer {tokenizer!r}, only 'byte'"
     )
-  inputs = text_inputs(stage, GATE_PROMPTS, tokenizer=ByteTokenizer(), fps=fps)
+  video = sampled(stage, settings).get("video")
+  if video is None:
+    raise ConfigError("this stage makes latents of an autoencoder, which run.py cannot decode")
+  prefix = parts_of(config["inputs"].get("prefix", ()), frames=video.shape[1])
+  texts = [prefixed(prompt, parts=prefix, fps=fps) for prompt in GATE_PROMPTS]
+  inputs = text_inputs(stage, texts, tokenizer=ByteTokenizer(), fps=fps)
   weights = named(params)
   like = jax.eval_shape(stage.init, jax.random.key(0))
   matched(weights, like=like, where="the parameters")
@@ -128,6 +135,10 @@ def export_stablehlo(
       "settings": dataclasses.asdict(settings),
       "tokenizer": "UTF-8 bytes + 3; 1 ends the text, 0 pads",
       "fps": fps,
+      "prefix": {
+        "fps": fps_prefix(fps) if "fps" in prefix else "",
+        "camera": "camera" in prefix,
+      },
       "inputs": {
         name: {"shape": ["b", *array.shape[1:]], "dtype": np.dtype(array.dtype).name}
         for name, array in spec.items()
@@ -222,7 +233,11 @@ def _readme(manifest: Mapping[str, Any]) -> str:
   def spell(array: Mapping[str, Any]) -> str:
     return f"{array['dtype']} [{', '.join(map(str, array['shape']))}]"
 
+  found = manifest["prefix"]
+  begins = [f"`{found['fps']}`"] * bool(found["fps"])
+  begins += ["a camera motion (`camera`, `--camera`), where there is one,"] * found["camera"]
   return README.format(
+    prefix=f"run.py puts {' and '.join(begins)} before every prompt.\n" if begins else "",
     prompt=GATE_PROMPTS[0],
     program=runner.PROGRAM,
     weights=runner.WEIGHTS,

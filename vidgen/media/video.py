@@ -40,16 +40,18 @@ def write_mp4(
   fps: float,
   audio: Float[np.ndarray, "n"] | None = None,
   sample_rate: int = 48_000,
-  crf: int = 18,
+  crf: int | None = 18,
   preset: str = "veryfast",
 ) -> None:
   """Writes an MP4 that players can start before it is whole; the same input gives the same bytes.
 
   Args:
     frames: RGB; sides must be even, as colour is stored at half resolution (yuv420p, BT.709,
-      tagged so). Of a long clip, pieces in order, of which no more than one is held at a time.
+      tagged so), unless nothing is to be lost. Of a long clip, pieces in order, of which no more
+      than one is held at a time.
     audio: mono, [-1, 1], at `sample_rate`.
-    crf: H.264 quality, 0 (lossless) to 51.
+    crf: H.264 quality, 0 (lossless but for colour) to 51; None: lossless RGB, which `vidgen` and
+      FFmpeg read, and few players show.
     preset: of x264, "ultrafast" to "veryslow".
 
   Raises:
@@ -57,17 +59,22 @@ def write_mp4(
   """
   pieces = iter([frames] if isinstance(frames, np.ndarray) else frames)
   first = next((piece for piece in pieces if len(piece)), np.zeros((0, 0, 0, 3), np.uint8))
-  if not len(first) or first.shape[1] % 2 or first.shape[2] % 2:
+  odd = first.shape[1] % 2 or first.shape[2] % 2
+  if not len(first) or (odd and crf is not None):
     raise ValueError(f"video of shape {first.shape}: needs frames, and even height and width")
   # Putting the index in front ("faststart") rereads the file, so this cannot be a stream in memory.
   with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
     container.flags |= Flags.bitexact.value  # no library version in the file
     # In small frames libx264's macroblock tree reads memory that it has not set, and the bytes
     # differ from run to run; so do those of several threads.
-    options = {"crf": str(crf), "preset": preset, "threads": "1", "x264-params": "mbtree=0"}
+    options = {"crf": str(crf or 0), "preset": preset, "threads": "1", "x264-params": "mbtree=0"}
     rate = Fraction(fps).limit_denominator(1001)
-    picture = container.add_stream("libx264", rate=rate, options=options)
-    _describe(picture, height=first.shape[1], width=first.shape[2])
+    codec = "libx264rgb" if crf is None else "libx264"
+    picture = container.add_stream(codec, rate=rate, options=options)
+    picture.height, picture.width = first.shape[1:3]
+    picture.pix_fmt = "rgb24"
+    if crf is not None:
+      _store_as_yuv(picture)
     # Both streams must exist before the first packet is written.
     sound = None if audio is None else _add_sound(container, sample_rate)
     _encode_frames(container, picture, itertools.chain([first], pieces))
@@ -83,8 +90,8 @@ def encode_mp4(frames: Frames | Iterable[Frames], **settings) -> bytes:
     return path.read_bytes()
 
 
-def _describe(stream: VideoStream, *, height: int, width: int) -> None:
-  stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+def _store_as_yuv(stream: VideoStream) -> None:
+  stream.pix_fmt = "yuv420p"
   context = stream.codec_context
   context.color_range = ColorRange.MPEG
   context.colorspace = Colorspace.ITU709
@@ -97,12 +104,14 @@ def _encode_frames(
 ) -> None:
   reformatter = VideoReformatter()  # one for all frames: setting up the conversion costs the most
   for array in itertools.chain.from_iterable(pieces):
-    frame = reformatter.reformat(
-      VideoFrame.from_ndarray(array, format="rgb24"),
-      format="yuv420p",
-      dst_colorspace=Colorspace.ITU709,
-      dst_color_range=ColorRange.MPEG,
-    )
+    frame = VideoFrame.from_ndarray(array, format="rgb24")
+    if stream.pix_fmt != "rgb24":
+      frame = reformatter.reformat(
+        frame,
+        format=stream.pix_fmt,
+        dst_colorspace=Colorspace.ITU709,
+        dst_color_range=ColorRange.MPEG,
+      )
     container.mux(stream.encode(frame))
   container.mux(stream.encode())
 

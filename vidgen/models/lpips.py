@@ -21,9 +21,13 @@ SCALE = (0.458, 0.448, 0.450)
 
 
 class LPIPS(nn.Module):
-  """The distance by the trunk `net`: "vgg" is the usual training loss, "alex" what is reported."""
+  """The distance by the trunk `net`: "vgg" is the usual training loss, "alex" what is reported.
+
+  The trunk computes in `dtype`, distances of what it returns are float32.
+  """
 
   net: Net = "alex"
+  dtype: str = "float32"
 
   def example(self) -> tuple[jax.Array, jax.Array]:
     """Inputs, for the shapes of the parameters."""
@@ -39,12 +43,14 @@ class LPIPS(nn.Module):
     if self.net not in NETS:
       raise ValueError(f"LPIPS has no trunk {self.net!r}")
     trunk = VGG16Features(name="trunk") if self.net == "vgg" else AlexNetFeatures(name="trunk")
-    both = jnp.concatenate([a, b]).astype(jnp.float32)
+    # each beside its other, so that with the batch split over devices nothing moves between them
+    both = jnp.stack([a, b], axis=1).reshape(-1, *a.shape[1:]).astype(jnp.float32)
+    both = (both - jnp.array(SHIFT)) / jnp.array(SCALE)
     total = jnp.zeros(len(a), jnp.float32)
-    for i, tap in enumerate(trunk((both - jnp.array(SHIFT)) / jnp.array(SCALE))):
-      first, second = jnp.split(_unit(tap), 2)
+    for i, tap in enumerate(trunk(both.astype(self.dtype))):
+      unit = _unit(tap.astype(jnp.float32)).reshape(len(a), 2, *tap.shape[1:])
       head = weight(self, f"head{i}", shape=tap.shape[-1:], axes=[None], init=ones)
-      total = total + (jnp.square(first - second) * head).sum(-1).mean((1, 2))
+      total = total + (jnp.square(unit[:, 0] - unit[:, 1]) * head).sum(-1).mean((1, 2))
     return total
 
 

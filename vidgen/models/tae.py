@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from vidgen.nn.attention import attention
 from vidgen.nn.convolution import Convolution
 from vidgen.nn.linear import Linear
-from vidgen.nn.norm import GroupNorm
+from vidgen.nn.norm import GroupNorm, RMSNorm
 from vidgen.nn.partition import constrain
 from vidgen.nn.remat import POLICIES, RematPolicy
 from vidgen.nn.streaming import (
@@ -85,6 +85,11 @@ class Conv(nn.Module):
     return TemporalConvolution(self.size, 2 if self.time == "down" else 1, name="temporal")(piece)
 
 
+def norm_of(groups: int, *, name: str) -> nn.Module:
+  """A norm over positions and groups of channels; without groups, over each position's channels."""
+  return GroupNorm(groups, name=name) if groups else RMSNorm(axis_name=None, name=name)
+
+
 class ResBlock(nn.Module):
   """Two norms, SiLUs and convolutions, around which the input goes by a shortcut."""
 
@@ -98,7 +103,7 @@ class ResBlock(nn.Module):
     time = "same" if self.temporal == "inflated" else "none"
     y = piece = piece.replace(x=constrain(piece.x, axes=FRAMES))
     for i in (1, 2):
-      y = each_frame(y, GroupNorm(self.groups, name=f"norm{i}"))
+      y = each_frame(y, norm_of(self.groups, name=f"norm{i}"))
       y = Conv(self.features, time=time, name=f"conv{i}")(y.replace(x=jax.nn.silu(y.x)))
     if piece.x.shape[-1] != self.features:
       piece = Conv(self.features, 1, time=time, name="shortcut")(piece)
@@ -132,7 +137,7 @@ class Attention(nn.Module):
         raise ValueError("attention to all frames cannot stream: give the network a window")
       wait = self.window
       x = with_past(self, x, frames=2 * wait)
-    norm = GroupNorm(self.groups, name="norm")
+    norm = norm_of(self.groups, name="norm")
     y = each_frame(piece.replace(x=x), norm).x
     asked = y[:, wait : wait + t]
     q = Linear(d, axes=("embed", "embed_out"), name="query")(asked)
@@ -166,8 +171,8 @@ class Level(nn.Module):
   """Residual blocks of one width, and attention after the first of the innermost.
 
   A level of the encoder ends in a convolution that halves, one of the decoder in one that doubles;
-  `resize` says over what. `first` is the width of a convolution before the blocks, `last` that of
-  one after them, behind a norm and SiLU.
+  `space` and `time` say over what. `first` is the width of a convolution before the blocks, `last`
+  that of one after them, behind a norm and SiLU.
   """
 
   features: int
@@ -212,8 +217,12 @@ class Level(nn.Module):
         piece = each_frame(piece, _doubled)
       space, time = "down" if self.space == "down" else "same", self.time if inflated else "none"
       piece = Conv(self.features, space=space, time=time, name="resize")(piece, repeats=repeats)
+    elif inflated and self.time == "down":
+      piece = TemporalConvolution(3, 2, name="resize")(piece)
+    elif inflated and self.time == "up":
+      piece = TemporalConvolution(3, name="resize")(repeat_frames(piece, times=repeats))
     if self.last is not None:
-      piece = each_frame(piece, GroupNorm(self.groups, name="norm_out"))
+      piece = each_frame(piece, norm_of(self.groups, name="norm_out"))
       piece = piece.replace(x=jax.nn.silu(piece.x))
       piece = Conv(self.last, time=same, name="conv_out")(piece)
     return piece
@@ -249,7 +258,10 @@ class TAE(nn.Module):
   """Videos [b t h w 3] in [-1, 1] to latents [b ceil(t/8) h/8 w/8 c] and back.
 
   `channels` of the levels, outermost first, between which the sides halve; `blocks` of a level of
-  the encoder (one more in the decoder). Parameters are float32, convolutions and attention run in
+  the encoder (one more in the decoder). For small networks, which the report has none of: `patch`
+  x `patch` pixels are the channels of one position from the start; only the `spatial_levels`
+  outermost halvings are of sides (None: all); `groups` 0 takes each position's norm by itself.
+  Parameters are float32, convolutions and attention run in
   `dtype`, norms in float32; results are float32.
 
   Not in the report: widths and blocks; that norms take their statistics from one frame, which makes
@@ -267,6 +279,8 @@ class TAE(nn.Module):
   groups: int = 32
   temporal: Temporal = "inflated"
   temporal_levels: int | None = None
+  spatial_levels: int | None = None
+  patch: int = 1
   attention_window: int | None = 2
   dtype: str = "float32"
   remat: RematPolicy = "none"
@@ -274,12 +288,16 @@ class TAE(nn.Module):
   @property
   def spatial_stride(self) -> int:
     """Pixels of a side that become one latent's."""
-    return 2 ** (len(self.channels) - 1)
+    return self.patch * 2**self._sides
 
   @property
   def temporal_stride(self) -> int:
     """Frames that become one latent's."""
     return 2**self._halvings
+
+  @property
+  def _sides(self) -> int:
+    return len(self.channels) - 1 if self.spatial_levels is None else self.spatial_levels
 
   @property
   def _halvings(self) -> int:
@@ -291,12 +309,13 @@ class TAE(nn.Module):
     """The two halves.
 
     Raises:
-      ValueError: more halvings of frames than of sides, or groups that do not divide the channels.
+      ValueError: more halvings than are between the levels, or groups that do not divide channels.
     """
     n = len(self.channels)
-    if not 0 <= self._halvings < n:
-      raise ValueError(f"{self._halvings} halvings of frames, but only {n - 1} of sides")
-    if any(c % self.groups for c in self.channels):
+    for what, count in (("frames", self._halvings), ("sides", self._sides)):
+      if not 0 <= count < n:
+        raise ValueError(f"{count} halvings of {what}, of {n} levels at most {n - 1}")
+    if self.groups and any(c % self.groups for c in self.channels):
       raise ValueError(f"{self.groups} groups do not divide channels {tuple(self.channels)}")
     self.encoder, self.decoder = (Half(levels) for levels in self._levels())
 
@@ -320,7 +339,7 @@ class TAE(nn.Module):
           "first": self.channels[0] if i == 0 else None,
           "last": 2 * self.latent_channels if inner else None,
           "middle": "after" if inner else "none",
-          "space": "same" if inner else "down",
+          "space": "down" if i < self._sides else "same",
           "time": "down" if time and not inner else "same",
         }
       )
@@ -330,9 +349,9 @@ class TAE(nn.Module):
           "features": width,
           "blocks": self.blocks + 1,
           "first": width if inner else None,
-          "last": 3 if i == 0 else None,
+          "last": 3 * self.patch**2 if i == 0 else None,
           "middle": "before" if inner else "none",
-          "space": "same" if i == 0 else "up",
+          "space": "up" if 0 < i <= self._sides else "same",
           "time": "up" if 0 < i <= self._halvings else "same",
         }
       )
@@ -350,14 +369,15 @@ class TAE(nn.Module):
     """
     if any(side % self.spatial_stride for side in video.shape[2:4]):
       raise ValueError(f"sides {video.shape[2:4]} are no multiples of {self.spatial_stride}")
-    return posterior(self.encoder(Piece(video.astype(self.dtype))).x)
+    return posterior(self.encoder(Piece(folded(video.astype(self.dtype), self.patch))).x)
 
   def decode(self, latents: Float[Array, "b t h w c"]) -> Float[Array, "b _ _ _ 3"]:
     """`temporal_stride` frames for each of the latents', in about [-1, 1].
 
     Of a video whose length is no multiple, the frames behind its end are to be dropped.
     """
-    return self.decoder(Piece(latents.astype(self.dtype))).x.astype(jnp.float32)
+    x = self.decoder(Piece(latents.astype(self.dtype))).x
+    return unfolded(x.astype(jnp.float32), self.patch)
 
   def decode_image(self, latents: Float[Array, "b t h w c"]) -> Float[Array, "b t _ _ 3"]:
     """Each frame of latents as an image: what each of the frames of its `decode` would be."""
@@ -365,21 +385,39 @@ class TAE(nn.Module):
     images = latents.reshape(b * t, 1, *latents.shape[2:])
     # Copies of the only frame stay copies in every layer: one is enough.
     x = self.decoder(Piece(images.astype(self.dtype)), repeats=1).x
-    return x.reshape(b, t, *x.shape[2:]).astype(jnp.float32)
+    return unfolded(x.reshape(b, t, *x.shape[2:]).astype(jnp.float32), self.patch)
 
   def encode_level(self, piece: Piece, *, level: int) -> Piece:
     """One level of the encoder, for streams; the last gives what `posterior` takes."""
-    return self.encoder.one(piece.replace(x=piece.x.astype(self.dtype)), level=level)
+    x = piece.x.astype(self.dtype)
+    return self.encoder.one(piece.replace(x=x if level else folded(x, self.patch)), level=level)
 
   def decode_level(self, piece: Piece, *, level: int) -> Piece:
     """One level of the decoder, innermost first, for streams."""
-    return self.decoder.one(piece.replace(x=piece.x.astype(self.dtype)), level=level)
+    piece = self.decoder.one(piece.replace(x=piece.x.astype(self.dtype)), level=level)
+    if level < len(self.channels) - 1:
+      return piece
+    return piece.replace(x=unfolded(piece.x, self.patch))
 
 
 def posterior(moments: Float[Array, "b t h w _"]) -> Posterior:
   """The posterior of what the encoder's last level returns."""
   mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
   return Posterior(mean, jnp.clip(logvar, *LOGVAR))
+
+
+def folded(x: Float[Array, "b t h w c"], patch: int) -> Float[Array, "b t _ _ _"]:
+  """Each square of `patch` x `patch` pixels as the channels of one position."""
+  b, t, h, w, c = x.shape
+  x = x.reshape(b, t, h // patch, patch, w // patch, patch, c).transpose(0, 1, 2, 4, 3, 5, 6)
+  return x.reshape(b, t, h // patch, w // patch, patch * patch * c)
+
+
+def unfolded(x: Float[Array, "b t h w _"], patch: int) -> Float[Array, "b t _ _ c"]:
+  """The pixels of what `folded` made."""
+  b, t, h, w, c = x.shape
+  x = x.reshape(b, t, h, w, patch, patch, c // patch**2).transpose(0, 1, 2, 4, 3, 5, 6)
+  return x.reshape(b, t, h * patch, w * patch, c // patch**2)
 
 
 Part = Literal["encode", "decode", "decode_image", "both"]
@@ -394,9 +432,9 @@ def tae_flops(network: TAE, *, frames: int, height: int, width: int, part: Part 
   if part == "both":
     halves = (tae_flops(network, frames=frames, height=height, width=width, part=p) for p in PARTS)
     return sum(halves)
-  down, up = network._levels()
+  (down, up), p = network._levels(), network.patch
   if part == "encode":
-    return _half_flops(down, inputs=3, t=frames, h=height, w=width)
+    return _half_flops(down, inputs=3 * p * p, t=frames, h=height // p, w=width // p)
   h, w = height // network.spatial_stride, width // network.spatial_stride
   if part == "decode":
     t = -(-frames // network.temporal_stride)
@@ -426,7 +464,10 @@ def _half_flops(
     total += sum(_conv_flops(i, o, at, taps=taps) for i, o in blocks)
     total += _conv_flops(c, f, at, taps=min(taps, 1), size=1) if c != f else 0.0
     c = f
-    if level["space"] != "same":
+    if level["space"] == "same" and taps and level["time"] != "same":
+      t = -(-t // 2) if level["time"] == "down" else t * repeats
+      total += 2.0 * taps * c * c * t * h * w
+    elif level["space"] != "same":
       h, w = (-(-h // 2), -(-w // 2)) if level["space"] == "down" else (2 * h, 2 * w)
       before = t * h * w
       if taps and level["time"] != "same":

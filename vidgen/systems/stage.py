@@ -140,3 +140,13 @@ class Stage(Protocol):
   def logical_axes(self) -> Any:
     """A pytree like the parameters, each leaf a tuple of logical axis names or None."""
     ...
+
+
+def step_flops(stage: Stage, batch_spec: BatchSpec) -> float:
+  """Model FLOPs of a train step on such a batch, nothing counted twice.
+
+  Those of three forward passes, unless the stage has a `step_flops` of its own: one that also runs
+  networks that do not train.
+  """
+  own = getattr(stage, "step_flops", None)
+  return 3 * stage.flops(batch_spec) if own is None else own(batch_spec)

@@ -8,7 +8,8 @@ its parameters, and are part of its identity.
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,13 @@ from vidgen.config import digest
 from vidgen.dist.mesh import on_mesh
 from vidgen.dist.rules import batch_shardings
 from vidgen.errors import CheckpointError, ConfigError
+from vidgen.inputs.choice import NoBatch
 from vidgen.inputs.config import AutoencoderSource, InputConfig
 from vidgen.inputs.pipeline import make_dataset
 from vidgen.nn.partition import Rules
 from vidgen.systems import ArraySpec
 from vidgen.train.data import STILL
-from vidgen.train.trained import Trained, load_trained
+from vidgen.train.trained import Described, Trained, describe_trained, load_trained
 from vidgen.whole_file import write_whole
 
 STATISTICS = "latent_statistics.json"
@@ -60,14 +62,7 @@ class LoadedAutoencoder:
     self.stage: Any = trained.stage
     self.params: Any = trained.params
     self._rules = trained.experiment.rules
-    self.identity: dict[str, Any] = {
-      "stage": digest(trained.experiment.stage),
-      "params": trained.params_digest,
-      "dtype": source.dtype,
-      "frames": source.frames,
-      "mean": list(statistics.mean),
-      "std": list(statistics.std),
-    }
+    self.identity = _identity(source, trained, statistics)
     mean, std = (np.asarray(v, np.float32) for v in (statistics.mean, statistics.std))
 
     def encode(params: Any, video: Array) -> Array:
@@ -125,25 +120,30 @@ class LoadedAutoencoder:
         return self._decode_images(self.params, latents)[:, :frames]
       return self._decode(self.params, latents)[:, :frames]
 
+  def decode_frames(self, latents: Array, frames: int) -> Array:
+    """As `decode`, in the form of `train.programs.Decode`."""
+    return self.decode(latents, frames=frames)
+
   def stream(self, latents: Float[Any, "b t h w c"], *, frames: int) -> Iterator[np.ndarray]:
     """As `decode`, in pieces along t, so that memory does not grow with the clip.
 
     Raises:
       ConfigError: so many frames are not in them, or the autoencoder cannot stream.
     """
-    from vidgen.systems.movie_gen.decoding import stream_decode
+    from vidgen.systems.movie_gen.decoding import stream_decode, streams
 
     self._check(latents, frames)
     if latents.shape[1] == 1 == frames or self.source.frames == "each":
       for t in range(frames):
         yield np.asarray(self.decode(latents[:, t : t + 1], frames=1))
       return
-    network = getattr(self.stage, "network", None)
-    if network is None or getattr(network, "attention_window", 0) is None:
+    if not streams(self.stage):
       raise ConfigError("this autoencoder attends to all frames: it cannot decode in pieces")
     raw = _Raw(latents, mean=self._mean, std=self._std)
     with on_mesh(self.mesh, rules=self._rules):
-      for piece in stream_decode(network, self.params["autoencoder"], raw, frames=frames):
+      for piece in stream_decode(
+        self.stage.network, self.params["autoencoder"], raw, frames=frames
+      ):
         yield np.clip(piece, -1, 1)
 
   def most_frames(self, length: int) -> int:
@@ -198,17 +198,71 @@ def open_autoencoder(
 
 
 def _open(source: AutoencoderSource, *, mesh: Mesh, rules: Rules | None) -> Trained:
-  if not source.workdir:
-    raise ConfigError("config.inputs.autoencoder.workdir: names no run of an autoencoder")
+  _check_named(source)
   trained = load_trained(
     source.workdir, step=source.step, weights=source.weights, mesh=mesh, rules=rules
   )
-  if not hasattr(trained.stage, "encode"):
-    raise ConfigError(f"{source.workdir}: {trained.experiment.stage.name} is no autoencoder")
+  _check_encodes(source, trained)
   return trained
 
 
-def read_statistics(source: AutoencoderSource, trained: Trained) -> Statistics:
+def _check_named(source: AutoencoderSource) -> None:
+  if not source.workdir:
+    raise ConfigError("config.inputs.autoencoder.workdir: names no run of an autoencoder")
+
+
+def _check_encodes(source: AutoencoderSource, trained: Described) -> None:
+  if not hasattr(trained.stage, "encode"):
+    raise ConfigError(f"{source.workdir}: {trained.experiment.stage.name} is no autoencoder")
+
+
+@dataclasses.dataclass(frozen=True)
+class DescribedAutoencoder:
+  """An autoencoder of which no parameter was read: its stage, and the identity of its latents."""
+
+  source: AutoencoderSource
+  stage: Any
+  identity: Mapping[str, Any]
+
+  def latent_shape(self, *, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+    """t, h, w, c of the latents of one clip."""
+    video = jax.ShapeDtypeStruct((1, frames, height, width, 3), np.float32)
+    params = jax.eval_shape(self.stage.init, jax.random.key(0))
+    z = jax.eval_shape(
+      lambda p, x: encoded(self.stage, p, x, frames=self.source.frames), params, video
+    )
+    return z.shape[1:]
+
+
+def describe_autoencoder(source: AutoencoderSource) -> DescribedAutoencoder:
+  """What is known of a run's latents without reading its parameters.
+
+  Raises:
+    ConfigError: as `open_autoencoder`.
+    CheckpointError: the run or its statistics are damaged.
+  """
+  _check_named(source)
+  found = describe_trained(source.workdir, step=source.step, weights=source.weights)
+  _check_encodes(source, found)
+  identity = _identity(source, found, read_statistics(source, found))
+  return DescribedAutoencoder(source, found.stage, identity)
+
+
+def _identity(
+  source: AutoencoderSource, trained: Described, statistics: Statistics
+) -> dict[str, Any]:
+  """By digests, what the latents of an autoencoder hang on."""
+  return {
+    "stage": digest(trained.experiment.stage),
+    "params": trained.params_digest,
+    "dtype": source.dtype,
+    "frames": source.frames,
+    "mean": list(statistics.mean),
+    "std": list(statistics.std),
+  }
+
+
+def read_statistics(source: AutoencoderSource, trained: Described) -> Statistics:
   """What `measure_statistics` found of these parameters and this way of encoding.
 
   Raises:
@@ -232,7 +286,7 @@ def read_statistics(source: AutoencoderSource, trained: Trained) -> Statistics:
   return statistics
 
 
-def _key(source: AutoencoderSource, trained: Trained) -> str:
+def _key(source: AutoencoderSource, trained: Described) -> str:
   return f"{trained.params_digest}/{source.frames}"
 
 
@@ -254,16 +308,24 @@ def training_clips(
 ) -> Iterator[np.ndarray]:
   """Batches [b t h w 3] of the first clips of each bucket, each once, cut in the middle.
 
-  As many batches as hold `count` clips, or as there are.
+  As many batches as hold `count` clips, or as there are; buckets without a batch are left out.
 
   Raises:
     DataError: there are no such data.
   """
-  still = dataclasses.replace(config, workers=0, encoders={}, embeddings="", **STILL)
+  empty: list[NoBatch] = []
+  still = dataclasses.replace(config, workers=0, encoders={}, embeddings="", latents="", **STILL)
   for bucket in config.buckets:
-    dataset = make_dataset(
-      still, directory, bucket=bucket.name, batch_size=batch_size, seed=0, repeat=False
-    )
+    try:
+      dataset = make_dataset(
+        still, directory, bucket=bucket.name, batch_size=batch_size, seed=0, repeat=False
+      )
+    except NoBatch as error:
+      empty.append(error)
+      if len(empty) == len(config.buckets):
+        raise
+      print(f"warning: bucket {bucket.name} is left out: {error}", file=sys.stderr)
+      continue
     iterator: Any = iter(dataset)
     try:
       for batch in itertools.islice(iterator, -(-count // batch_size)):

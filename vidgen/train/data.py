@@ -2,19 +2,21 @@
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from vidgen.inputs.choice import choose_samples
 from vidgen.inputs.config import InputConfig
+from vidgen.inputs.latents import cached_autoencoder
 from vidgen.inputs.pipeline import adopt_state, describe_data, make_dataset
-from vidgen.inputs.sources import NoSuchSplit
+from vidgen.inputs.sources import NoSuchSplit, open_source
 from vidgen.inputs.streams import open_streams
 from vidgen.inputs.text import make_tokenizer
-from vidgen.train.programs import HostBatch
+from vidgen.train.programs import Decode, HostBatch
 from vidgen.train.rows import even_rows
 
 # How held-out samples are read: nothing of them is drawn.
@@ -43,11 +45,19 @@ class ShardData:
     seed: int,
     workdir: str | Path,
     rows: Sequence[int] | None = None,
+    autoencoder: Mapping[str, Any] | None = None,
   ):
+    """Latents, where they are cached, must be those of the `autoencoder` of this identity.
+
+    None takes the cache's word for whose they are.
+    """
     self._rows = even_rows(batch_size) if rows is None else rows
     self._config, self._directory, self._seed = config, directory, seed
     self._batch_size = batch_size
     self._streams = open_streams(config, directory)
+    if config.latents and autoencoder is None:
+      autoencoder = cached_autoencoder(config, directory)
+    self._autoencoder = autoencoder
     self._held_out: list[str] = []  # buckets that have such clips
     held_out: dict[str, Any] = {}
     for bucket in config.buckets:
@@ -59,9 +69,12 @@ class ShardData:
         held_out[bucket.subset] = None
         if jax.process_index() == 0:
           print(f"warning: nothing is held out for bucket {bucket.name}: {error}", file=sys.stderr)
+    self._leave_out_empty()
     self._description = {"train": describe_data(config, directory), "held_out": held_out}
     if config.encoders:
       self._description["encoders"] = {n: dict(i) for n, i in self._streams.identities.items()}
+    if autoencoder is not None:
+      self._description["autoencoder"] = dict(autoencoder)
     self._quarantine = str(Path(workdir) / "quarantine.jsonl")
     dataset = make_dataset(
       config,
@@ -71,15 +84,35 @@ class ShardData:
       rows=self._rows,
       quarantine_path=self._quarantine,
       streams=self._streams,
+      autoencoder=self._autoencoder,
     )
+    if jax.process_index() == 0:
+      for note in dataset.notes:
+        print(f"warning: {note}", file=sys.stderr)
     self._bad = dataset.quarantine
     self._iterator: Any = iter(dataset)
+
+  def _leave_out_empty(self) -> None:
+    """Leaves out buckets for which is none of the samples that are held out."""
+    subsets = {b.subset for b in self._config.buckets if b.name in self._held_out}
+    sources = {
+      subset: open_source(self._directory, subset=subset, split="held_out")
+      for subset in subsets
+      if self._config.chooses(subset)
+    }
+    for subset, choice in choose_samples(self._config, self._directory, sources=sources).items():
+      empty = [name for name, numbers in choice.chosen.items() if not len(numbers)]
+      self._held_out = [name for name in self._held_out if name not in empty]
+      if empty and jax.process_index() == 0:
+        why = f"; in no bucket are {told}" if (told := choice.told(sources[subset])) else ""
+        print(f"warning: nothing is held out for {', '.join(empty)}{why}", file=sys.stderr)
 
   @property
   def names(self) -> frozenset[str]:
     """The arrays of a batch, as `inputs.loader` makes them."""
     streams = (name for stream in self._config.encoders for name in (stream, f"{stream}_mask"))
-    return frozenset({"video", "text", "text_mask", "fps", *streams})
+    pictures = "latents" if self._config.latents else "video"
+    return frozenset({pictures, "text", "text_mask", "fps", *streams})
 
   def __next__(self) -> HostBatch:
     """The next batch of this process."""
@@ -140,12 +173,18 @@ class ShardData:
       quarantine_path=self._quarantine,
       rows=rows,
       streams=self._streams,
+      autoencoder=self._autoencoder,
     )
     iterator: Any = iter(dataset)
     try:
       return [next(iterator) for _ in range(batches)]
     finally:
       iterator.close()
+
+  @property
+  def decode(self) -> Decode | None:
+    """Nothing: there is no autoencoder here."""
+    return None
 
   def captions(self, examples: HostBatch) -> list[str]:
     """The texts of examples; empty ones where the batch holds embeddings instead of ids."""
@@ -178,6 +217,11 @@ class DataAround:
   def set_state(self, state: dict[str, Any], *, changed: bool) -> None:
     """As of the data within."""
     self._data.set_state(state, changed=changed)
+
+  @property
+  def decode(self) -> Decode | None:
+    """As of the data within."""
+    return self._data.decode
 
   def captions(self, examples: HostBatch) -> list[str]:
     """The texts of examples."""

@@ -8,12 +8,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vidgen.errors import ConfigError
+from vidgen.inputs.config import InputConfig
 from vidgen.inputs.encoders import TextEncoder, open_encoder
 from vidgen.systems import make_stage
-from vidgen.train.autoencoder import LoadedAutoencoder, open_autoencoder
+from vidgen.train.autoencoder import LoadedAutoencoder, describe_autoencoder, open_autoencoder
 from vidgen.train.data import DataAround, ShardData
 from vidgen.train.experiment import Experiment
-from vidgen.train.programs import HostBatch
+from vidgen.train.programs import Decode, HostBatch
 from vidgen.train.rows import on_host, process_rows
 from vidgen.train.upsampled import UpsampledData
 
@@ -21,38 +22,49 @@ from vidgen.train.upsampled import UpsampledData
 def open_data(
   experiment: Experiment, directory: str, *, workdir: str | Path, mesh: Mesh
 ) -> "ShardData | EncodedData | UpsampledData":
-  """The data of a run on `mesh`: with the text encoders of its config, unless a cache is read.
+  """The data of a run on `mesh`: with the encoders of its config, unless caches are read.
 
   Raises:
     ConfigError: an encoder is not there, or makes another stream than the stage reads.
     CheckpointError: one is damaged, or the autoencoder is.
-    DataError: there are no such data, or the cache is not theirs or not the encoders'.
+    DataError: there are no such data, or a cache is not theirs or not the encoders'.
   """
   inputs, config = experiment.inputs, experiment.train
   rows = process_rows(config.batch_size, mesh=mesh, rules=experiment.rules)
   data = ShardData(
-    inputs, directory, batch_size=config.batch_size, seed=config.seed, workdir=workdir, rows=rows
-  )
+    inputs, directory, batch_size=config.batch_size, seed=config.seed, workdir=workdir, rows=rows,
+    autoencoder=_cached(inputs),
+  )  # fmt: skip
   check_streams(experiment, data.describe().get("encoders", {}))
   encoders = {
     name: open_encoder(name, source, mesh=mesh, rules=experiment.rules)
     for name, source in inputs.encoders.items()
     if not inputs.embeddings
   }
-  autoencoder = None
-  if inputs.autoencoder is not None:
-    autoencoder = open_autoencoder(inputs.autoencoder, mesh=mesh, rules=experiment.rules)
+  autoencoder, source = None, inputs.autoencoder
+  shown = source is not None and source.workdir and config.sheet_every
+  if source is not None and (shown or not inputs.latents):
+    autoencoder = open_autoencoder(source, mesh=mesh, rules=experiment.rules)
   small = inputs.degradation is not None  # pixels are wanted once more, beside their small copies
   found: ShardData | EncodedData = data
   if encoders or (autoencoder is not None and not small):
     clips = None if small else autoencoder
-    found = EncodedData(data, encoders, autoencoder=clips, batch_size=config.batch_size)
+    found = EncodedData(
+      data, encoders, autoencoder=clips, cached=bool(inputs.latents), batch_size=config.batch_size
+    )
   if inputs.degradation is None:
     return found
   return UpsampledData(
     found, autoencoder, batch_size=config.batch_size, reconstruct=inputs.degradation.artifacts > 0,
     mesh=mesh, rules=experiment.rules,
   )  # fmt: skip
+
+
+def _cached(inputs: InputConfig) -> Mapping[str, Any] | None:
+  """The identity of the autoencoder whose latents are to be cached; None where nobody says it."""
+  if not inputs.latents or inputs.autoencoder is None or not inputs.autoencoder.workdir:
+    return None
+  return describe_autoencoder(inputs.autoencoder).identity
 
 
 def check_streams(experiment: Experiment, identities: Mapping[str, Mapping[str, Any]]) -> None:
@@ -83,8 +95,9 @@ class EncodedData(DataAround):
   """`ShardData` with frozen encoders behind it; what the loop's `Data` asks for.
 
   A stream NAME of a batch, ids of this process's rows, becomes the whole batch's embeddings on the
-  devices, and with an autoencoder "video" becomes "latents" there: all processes take their batches
-  together. Held-out batches and examples go back to the host, where the loop keeps them.
+  devices, and with an autoencoder "video" becomes "latents" there, unless those are `cached`: all
+  processes take their batches together. Held-out batches and examples go back to the host, where
+  the loop keeps them.
   """
 
   def __init__(
@@ -94,10 +107,12 @@ class EncodedData(DataAround):
     *,
     batch_size: int,
     autoencoder: LoadedAutoencoder | None = None,
+    cached: bool = False,
   ):
     super().__init__(data)
     self._encoders, self._batch_size = dict(encoders), batch_size
-    self._autoencoder = autoencoder
+    self._autoencoder = None if cached else autoencoder
+    self._decoder = autoencoder
 
   def __next__(self) -> HostBatch:
     """The next batch: its streams of all processes, on the devices; the rest of this one."""
@@ -128,6 +143,11 @@ class EncodedData(DataAround):
     if self._autoencoder is None:
       return about
     return {**about, "autoencoder": self._autoencoder.identity}
+
+  @property
+  def decode(self) -> Decode | None:
+    """The autoencoder's, if there is one."""
+    return None if self._decoder is None else self._decoder.decode_frames
 
   def held_out(self, batches: int) -> list[HostBatch]:
     """As `ShardData`, encoded."""

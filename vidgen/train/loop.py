@@ -19,14 +19,14 @@ from vidgen.dist.devices import peak_flops
 from vidgen.dist.mesh import make_mesh, on_mesh
 from vidgen.dist.rules import check_sharded
 from vidgen.errors import CheckpointError, ConfigError, Preempted
-from vidgen.systems.stage import Stage
+from vidgen.systems.stage import Stage, step_flops
 from vidgen.train.checkpoint import Checkpoints
 from vidgen.train.experiment import Experiment, completed, moves_data, refused
 from vidgen.train.goodput import Ledger
 from vidgen.train.hang import Watchdog
 from vidgen.train.metrics import LateReader
 from vidgen.train.preemption import Preemption
-from vidgen.train.programs import HostBatch, Programs
+from vidgen.train.programs import Decode, HostBatch, Programs
 from vidgen.train.run_directory import RunDirectory
 from vidgen.train.start import begin
 from vidgen.train.state import TrainState
@@ -78,6 +78,11 @@ class Data(Protocol):
     """The texts of examples."""
     ...
 
+  @property
+  def decode(self) -> Decode | None:
+    """What turns sampled latents into pixels; None where there is nothing to do it."""
+    ...
+
   def close(self) -> None:
     """Stops threads and worker processes."""
     ...
@@ -127,7 +132,7 @@ def train(
     )
 
     programs = Programs(experiment, stage=stage, mesh=mesh)
-    check_data(programs, data.names)
+    check_data(programs, data.names, decodes=data.decode is not None)
     state = start(
       programs, data=data, checkpoints=checkpoints, directory=directory, allowed=allowed
     )
@@ -150,7 +155,7 @@ def train(
         directory,
         step=step,
         config=config,
-        flops={bucket: 3 * stage.flops(spec) for bucket, spec in programs.specs.items()},
+        flops={bucket: step_flops(stage, spec) for bucket, spec in programs.specs.items()},
         ledger=ledger,
         watchdog=watchdog,
         bad_samples=lambda: data.bad_samples,
@@ -198,7 +203,7 @@ def train(
         late.push(means, functools.partial(watch.evaluated, step))
       if examples is not None and due(step, config.sheet_every, config.steps):
         with watch.dispatching("sheet"):
-          videos = programs.sample(state.ema, examples)
+          videos = programs.sample(state.ema, examples, decode=data.decode)
           captions = data.captions(examples)
         late.push(videos, functools.partial(watch.sheet, step, captions))
       if preemption.requested(step) and step < config.steps:
@@ -218,11 +223,12 @@ def due(step: int, every: int, last: int) -> bool:
   return step == last or (every > 0 and step % every == 0)
 
 
-def check_data(programs: Programs, names: frozenset[str]) -> None:
+def check_data(programs: Programs, names: frozenset[str], *, decodes: bool) -> None:
   """That the stage can be trained on batches of arrays of these `names`, before it costs anything.
 
   Raises:
-    ConfigError: it eats others, or sheets are asked of a stage that makes latents.
+    ConfigError: it eats others, or sheets are asked of a stage that makes latents, which the data
+      cannot decode.
   """
   for bucket, spec in programs.specs.items():
     if missing := sorted(spec.keys() - names):
@@ -230,10 +236,11 @@ def check_data(programs: Programs, names: frozenset[str]) -> None:
         f"the stage eats {', '.join(missing)} (bucket {bucket!r}), which the data do not hold: "
         f"they hold {', '.join(sorted(names))}"
       )
-    if programs.experiment.train.sheet_every and "latents" in spec:
-      raise ConfigError(
-        "train.sheet_every: this stage makes latents, which are another's to decode; set it to 0"
-      )
+  if programs.experiment.train.sheet_every and programs.makes_latents and not decodes:
+    raise ConfigError(
+      "train.sheet_every: this stage makes latents, and config.inputs.autoencoder names no run to "
+      "decode them; name it, or set sheet_every to 0"
+    )
 
 
 def describe(experiment: Experiment, programs: Programs) -> str:

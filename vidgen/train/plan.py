@@ -33,7 +33,7 @@ from vidgen.errors import ConfigError
 from vidgen.nn.remat import POLICIES
 from vidgen.systems import make_stage
 from vidgen.systems.sampling import sampling_flops
-from vidgen.systems.stage import Stage
+from vidgen.systems.stage import Stage, step_flops
 from vidgen.train.experiment import Experiment, from_plain
 from vidgen.train.programs import Programs
 
@@ -95,10 +95,14 @@ def make_plan(
   program: Literal["train", "sample"] = "train",
   bucket: str | None = None,
   batch_size: int | None = None,
+  effort: float = 0.0,
 ) -> Plan:
   """Compiles the train step, or the sampling of `batch_size` samples, for `topology`.
 
   `bucket` is one of the stage's, by default the one with most FLOPs; samples are of the first.
+  `effort`, from -1 to 1, is what the compiler gives to the speed of the program, 0 what it gives
+  where a run compiles: at -1 convolutions compile many times faster, and their temporaries take
+  more memory, for they are fused with less.
 
   Raises:
     ConfigError: the compiler is missing, or the experiment does not divide over the devices.
@@ -125,6 +129,7 @@ def make_plan(
       mesh=mesh,
       topology=topology,
       model_flops=functools.partial(_model_flops, experiment, stage, program, bucket, size),
+      effort=effort,
     )
   return Plan(
     name=experiment.name,
@@ -145,14 +150,19 @@ def make_plan(
 
 
 def compiled_figures(
-  traced: jax.stages.Traced, *, mesh: Mesh, topology: Topology, model_flops: Callable[[], float]
+  traced: jax.stages.Traced,
+  *,
+  mesh: Mesh,
+  topology: Topology,
+  model_flops: Callable[[], float],
+  effort: float = 0.0,
 ) -> dict[str, Any]:
   """Compiles a program, within `on_mesh`: the fields of a `Plan` that this alone tells.
 
   Raises:
     ConfigError: a loop of the program has no known length.
   """
-  compiled, problem, peak = _compile(traced.lower())
+  compiled, problem, peak = _compile(traced.lower(), effort)
   device = topology.device
   usable = int(device.hbm_bytes if topology.tpu else device.hbm_bytes * GPU_MEMORY_FRACTION)
   figures: dict[str, Any] = {"peak_bytes_per_device": int(peak)}
@@ -242,14 +252,17 @@ def _model_flops(
   experiment: Experiment, stage: Stage, program: str, bucket: str, batch_size: int
 ) -> float:
   if program == "train":
-    return 3 * stage.flops(stage.batch_spec(batch_size, bucket))
+    return step_flops(stage, stage.batch_spec(batch_size, bucket))
   return sampling_flops(stage, experiment.sample, batch_size=batch_size)
 
 
-def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, str, float]:
+def _compile(
+  lowered: jax.stages.Lowered, effort: float
+) -> tuple[jax.stages.Compiled | None, str, float]:
   """The program, or why there is none and the bytes it would take."""
   try:
-    return lowered.compile(), "", 0.0
+    options: Any = {"exec_time_optimization_effort": effort} if effort else None
+    return lowered.compile(compiler_options=options), "", 0.0
   except jax.errors.JaxRuntimeError as error:
     text = str(error)
     if "RESOURCE_EXHAUSTED" not in text:
@@ -347,6 +360,7 @@ def find_remedy(
   *,
   bucket: str | None = None,
   most: int = 3,
+  effort: float = 0.0,
 ) -> Plan:
   """`plan` with a remedy, if one of the first `most` changes fits; each is compiled."""
   options = remedies(experiment, plan.devices, slices=topology.slices)
@@ -354,7 +368,8 @@ def find_remedy(
     if index == most:
       break
     try:
-      if make_plan(changed(experiment, changes), topology, bucket=bucket).fits:
+      other = changed(experiment, changes)
+      if make_plan(other, topology, bucket=bucket, effort=effort).fits:
         flags = " ".join(f"--config.{key}={value}" for key, value in changes.items())
         return dataclasses.replace(plan, remedy=flags)
     except ConfigError:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from vidgen.train.state import TrainState, init_state
 from vidgen.train.step import eval_step, train_step
 
 HostBatch = Mapping[str, np.ndarray | jax.Array]
+Decode = Callable[[jax.Array, int], jax.Array]  # latents to so many frames in pixels
 
 
 class Programs:
@@ -192,8 +193,18 @@ class Programs:
       self._eval[bucket] = jitted.lower(*arguments).compile()
     return self._eval[bucket]
 
-  def sample(self, params: Params, examples: HostBatch) -> jax.Array:
-    """Videos [n, t, h, w, c] for the conditions of `examples`, on every device."""
+  @property
+  def makes_latents(self) -> bool:
+    """Whether what the stage samples is another's to decode."""
+    return any("latents" in spec for spec in self.specs.values())
+
+  def sample(
+    self, params: Params, examples: HostBatch, *, decode: Decode | None = None
+  ) -> jax.Array:
+    """Videos [n, t, h, w, c] for the conditions of `examples`, on every device.
+
+    `decode` makes them of the latents, where that is all that the stage samples.
+    """
     inputs = {name: examples[name] for name in input_spec(self.stage, 1)}
     count = len(next(iter(inputs.values())))
     arguments = jax.device_put(
@@ -202,12 +213,23 @@ class Programs:
     )
     if self._sample is None:
       program = functools.partial(sample, stage=self.stage, settings=self.experiment.sample)
+      name = "latents" if self.makes_latents else "video"
       jitted = jax.jit(
-        lambda ema, *rest: program(self._average(ema), *rest)["video"],
+        lambda ema, *rest: program(self._average(ema), *rest)[name],
         out_shardings=self.replicated,
       )
       self._sample = jitted.lower(params, *arguments).compile()
-    return self._sample(params, *arguments)
+    made = self._sample(params, *arguments)
+    if decode is None:
+      return made
+    with jax.transfer_guard("allow"):
+      return jax.jit(lambda x: x, out_shardings=self.replicated)(decode(made, self._frames))
+
+  @property
+  def _frames(self) -> int:
+    """The frames of a sample."""
+    buckets = {bucket.name: bucket for bucket in self.experiment.inputs.buckets}
+    return self.experiment.sample.frames or buckets[next(iter(self.specs))].frames
 
 
 def _offloaded(shardings: TrainState, offload: tuple[str, ...]) -> TrainState:

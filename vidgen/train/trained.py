@@ -23,14 +23,12 @@ from vidgen.train.checkpoint import Checkpoints
 from vidgen.train.experiment import Experiment, Weights, from_plain
 
 
-@dataclasses.dataclass(frozen=True)
-class Trained:
-  """A stage with parameters, on a mesh, and where they come from."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Described:
+  """A step of a run, as far as it is known without reading its parameters."""
 
   experiment: Experiment
   stage: Stage
-  params: Any
-  mesh: Mesh
   step: int
   weights: Weights
   config_digest: str
@@ -38,6 +36,14 @@ class Trained:
   # Of each text stream, what the embeddings hung on that it was trained on; of latents likewise.
   encoders: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
   autoencoder: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trained(Described):
+  """A stage with parameters, on a mesh, and where they come from."""
+
+  params: Any
+  mesh: Mesh
 
   def text_encoders(self, folders: Mapping[str, str]) -> dict[str, TextEncoder]:
     """The text encoders that the run was trained with, loaded from where its config says.
@@ -164,15 +170,9 @@ def load_trained(
   Raises:
     CheckpointError: no such run or step, a damaged checkpoint, or one that is not of this model.
   """
-  directory = Path(workdir) / "checkpoints"
-  if not directory.is_dir():
-    raise CheckpointError(f"{workdir}: holds no checkpoints; train there first, or check --workdir")
-  checkpoints = Checkpoints(directory)
-  try:
-    step = checkpoints.latest() if step is None else step
-    config = checkpoints.read_config(step)
-    experiment = from_plain(config)
-    stage = make_stage(experiment.stage.name, experiment.stage.fields)
+  with _opened(workdir) as checkpoints:
+    found = _describe(checkpoints, step=step, weights=weights)
+    experiment, stage = found.experiment, found.stage
     if rules is not None:
       experiment = dataclasses.replace(experiment, rules=tuple(rules))
     mesh = _mesh(experiment.mesh) if mesh is None else mesh
@@ -185,21 +185,54 @@ def load_trained(
     like = jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, dtype, sharding=s), shapes, shardings
     )
-    params = checkpoints.restore_params(weights, step=step, like=like)
+    params = checkpoints.restore_params(weights, step=found.step, like=like)
     params = jax.tree.map(lambda x: x.astype("float32"), params)
-    digest = checkpoints.digests(step)[weights]
-    about = checkpoints.read_data_state(step).get("description", {})
-    encoders: dict[str, Any] = about["encoders"] if experiment.inputs.encoders else {}
-    autoencoder: dict[str, Any] = about.get("autoencoder", {})
+  fields = {f.name: getattr(found, f.name) for f in dataclasses.fields(Described)}
+  return Trained(**{**fields, "experiment": experiment}, params=params, mesh=mesh)
+
+
+def describe_trained(
+  workdir: str | Path, *, step: int | None = None, weights: Weights = "ema"
+) -> Described:
+  """What `load_trained` says of a run, but for the parameters themselves, which stay unread.
+
+  Raises:
+    CheckpointError: no such run or step, or a damaged config or manifest.
+  """
+  with _opened(workdir) as checkpoints:
+    return _describe(checkpoints, step=step, weights=weights)
+
+
+def _describe(checkpoints: Checkpoints, *, step: int | None, weights: Weights) -> Described:
+  step = checkpoints.latest() if step is None else step
+  config = checkpoints.read_config(step)
+  assert step is not None  # read_config raises where there is no checkpoint
+  experiment = from_plain(config)
+  about = checkpoints.read_data_state(step).get("description", {})
+  return Described(
+    experiment=experiment,
+    stage=make_stage(experiment.stage.name, experiment.stage.fields),
+    step=step,
+    weights=weights,
+    config_digest=cfg.digest(config),
+    params_digest=checkpoints.digests(step)[weights],
+    encoders=about["encoders"] if experiment.inputs.encoders else {},
+    autoencoder=about.get("autoencoder", {}),
+  )
+
+
+@contextlib.contextmanager
+def _opened(workdir: str | Path) -> Iterator[Checkpoints]:
+  directory = Path(workdir) / "checkpoints"
+  if not directory.is_dir():
+    raise CheckpointError(f"{workdir}: holds no checkpoints; train there first, or check --workdir")
+  checkpoints = Checkpoints(directory)
+  try:
+    yield checkpoints
   except ConfigError as error:
     raise CheckpointError(f"{directory}: the stored config does not build: {error}") from error
   finally:
     checkpoints.close()
-  assert step is not None  # read_config raises where there is no checkpoint
-  return Trained(
-    experiment, stage, params, mesh, step, weights, cfg.digest(config), digest, encoders,
-    autoencoder,
-  )  # fmt: skip
 
 
 def _mesh(config: MeshConfig) -> Mesh:

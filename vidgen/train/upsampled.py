@@ -15,7 +15,7 @@ from vidgen.nn.partition import Rules
 from vidgen.systems import ArraySpec
 from vidgen.systems.movie_gen.upsampler import resized
 from vidgen.train.data import DataAround
-from vidgen.train.programs import HostBatch
+from vidgen.train.programs import Decode, HostBatch
 from vidgen.train.rows import on_host
 
 SMALL = ("video", "low", "artifacts")  # of a batch of clips with their small copies
@@ -141,6 +141,11 @@ class UpsampledData(DataAround):
   def names(self) -> frozenset[str]:
     """Names of the arrays in a batch."""
     return frozenset((self._data.names - set(SMALL)) | self._made)
+
+  @property
+  def decode(self) -> Decode | None:
+    """The autoencoder's, if there is one."""
+    return getattr(self._autoencoder, "decode_frames", None)
 
   def describe(self) -> dict[str, Any]:
     """As of the data within, and what makes the latents."""

@@ -98,6 +98,7 @@ def measure(
   from vidgen.dist.devices import peak_flops
   from vidgen.dist.mesh import make_mesh, on_mesh
   from vidgen.systems import make_stage
+  from vidgen.systems.stage import step_flops
   from vidgen.train.loop import train
   from vidgen.train.programs import Programs
 
@@ -127,7 +128,7 @@ def measure(
       waits += timed.waits[warmup:-1]  # those within these intervals
   bare_seconds, loop_seconds = statistics.fmean(bare), statistics.fmean(loop)
   peak = experiment.train.peak_flops or peak_flops(jax.devices()[0].device_kind)
-  flops = 3 * stage.flops(programs.specs[bucket])
+  flops = step_flops(stage, programs.specs[bucket])
   return {
     "name": experiment.name,
     "batch_size": experiment.train.batch_size,
@@ -188,7 +189,7 @@ class Timed:
   get_state, set_state = _passed_on("get_state"), _passed_on("set_state")
   describe, close = _passed_on("describe"), _passed_on("close")
   held_out, examples = _passed_on("held_out"), _passed_on("examples")
-  captions = _passed_on("captions")
+  captions, decode = _passed_on("captions"), _passed_on("decode")
 
   def __init__(self, source: Any):
     self._source = source
@@ -212,6 +213,7 @@ class MadeUp:
   """The same batch of zeros again and again: what a pipeline that costs nothing would give."""
 
   bad_samples = 0
+  decode = None
 
   def __init__(self, programs: Any):
     import jax

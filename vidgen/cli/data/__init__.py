@@ -5,7 +5,7 @@ import importlib
 import json
 from pathlib import Path
 
-ACTIONS = ("build", "check", "embed", "latents")
+ACTIONS = ("build", "check", "plan", "embed", "latents")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -30,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "The prefix, such as UL2's '[S2S] ', comes last and may hold commas",
   )  # fmt: skip
   which.add_argument(
-    "--config", metavar="FILE.py[:variant]", help="take the encoders of this config to train"
+    "--config",
+    metavar="FILE.py[:variant]",
+    help="take the encoders of this config to train, and embed captions behind its inputs.prefix",
   )
   parser.add_argument("--out", type=Path, metavar="DIR", help="where to (default: DIR/embeddings)")
   parser.add_argument("--batch-size", type=positive, default=64, help="texts encoded at once")
@@ -55,9 +57,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   out = args.out or args.directory / FOLDER
   experiment = _experiment(args.config) if args.config else None
   sources = experiment.inputs.encoders if experiment else _sources(args.encoder)
-  streams = embed.describe_streams(sources, out=out)
+  prefixes = embed.config_prefixes(experiment.inputs) if experiment else embed.EVERYTHING
+  streams = embed.describe_streams(sources, out=out, prefixes=prefixes)
   if experiment:
-    check_streams(experiment, {name: one.identity for name, one in streams.items()})
+    check_streams(experiment, {one.name: one.identity for one in streams.values()})
   work = embed.work_of(args.directory, streams, part=args.part)
   sizes = embed.measure(work, streams, progress=Progress("shards"))
   total = sum(size.bytes for size in sizes.values())
@@ -94,7 +97,8 @@ def _write_embeddings(args: argparse.Namespace, work: Any, streams: Any) -> dict
 
   devices = jax.local_devices()
   mesh = make_mesh(MeshConfig(data=1, fsdp=-1), devices=devices)
-  encoders = {n: open_encoder(n, stream.source, mesh=mesh) for n, stream in streams.items()}
+  sources = {stream.name: stream.source for stream in streams.values()}
+  encoders = {name: open_encoder(name, source, mesh=mesh) for name, source in sources.items()}
   whole = -(-args.batch_size // len(devices)) * len(devices)
   return embed.embed(work, streams, encoders, batch_size=whole, progress=Progress("samples"))
 

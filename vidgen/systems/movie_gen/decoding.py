@@ -68,6 +68,12 @@ def stream_encode(
   yield from stream(params, video, results=-(-video.shape[1] // network.temporal_stride))
 
 
+def streams(stage: Any) -> bool:
+  """Whether an autoencoder's stage can encode and decode in pieces: its attention is bounded."""
+  network = getattr(stage, "network", None)
+  return network is not None and getattr(network, "attention_window", 0) is not None
+
+
 class Stream:
   """A part of `network` as one program for pieces of `pieces` frames of its input."""
 

@@ -56,6 +56,8 @@ class TAEConfig:
   groups: int = 32
   temporal: Temporal = "inflated"
   temporal_levels: int | None = None
+  spatial_levels: int | None = None
+  patch: int = 1
   attention_window: int | None = 2
   buckets: tuple[BatchShape, ...] = (
     BatchShape("video", frames=32, height=256, width=256),  # frames: not given by the paper
@@ -80,13 +82,19 @@ class TAEConfig:
   def __post_init__(self):
     check_shapes(self.buckets)
     halvings = len(self.channels) - 1
-    if not self.channels or any(c % self.groups for c in self.channels):
+    if not self.channels or (self.groups and any(c % self.groups for c in self.channels)):
       raise ValueError(f"groups {self.groups} do not divide channels {self.channels}")
-    if self.temporal_levels is not None and not 0 <= self.temporal_levels <= halvings:
-      raise ValueError(f"temporal_levels must lie in [0, {halvings}], got {self.temporal_levels}")
+    for name in ("temporal_levels", "spatial_levels"):
+      levels = getattr(self, name)
+      if levels is not None and not 0 <= levels <= halvings:
+        raise ValueError(f"{name} must lie in [0, {halvings}], got {levels}")
+    if self.patch < 1:
+      raise ValueError(f"patch must be at least 1, got {self.patch}")
+    sides = halvings if self.spatial_levels is None else self.spatial_levels
+    stride = self.patch * 2**sides
     for bucket in self.buckets:
-      if bucket.height % 2**halvings or bucket.width % 2**halvings:
-        raise ValueError(f"bucket {bucket.name}: sides are no multiples of {2**halvings}")
+      if bucket.height % stride or bucket.width % stride:
+        raise ValueError(f"bucket {bucket.name}: sides are no multiples of {stride}")
       least = LEAST_SIDE[self.perceptual_net]
       if self.perceptual_weight and min(bucket.height, bucket.width) < least:
         raise ValueError(f"bucket {bucket.name}: {self.perceptual_net} needs {least} pixels a side")
@@ -116,11 +124,13 @@ class TAEStage:
       groups=c.groups,
       temporal=c.temporal,
       temporal_levels=c.temporal_levels,
+      spatial_levels=c.spatial_levels,
+      patch=c.patch,
       attention_window=c.attention_window,
       dtype=c.dtype,
       remat=c.remat,
     )
-    self.perceptual = LPIPS(c.perceptual_net) if c.perceptual_weight else None
+    self.perceptual = LPIPS(c.perceptual_net, c.dtype) if c.perceptual_weight else None
     self.discriminator = None
     if c.discriminator is not None:
       d = c.discriminator
@@ -301,18 +311,30 @@ class TAEStage:
 
   def flops(self, batch_spec: BatchSpec) -> float:
     """FLOPs of the matrix products and convolutions of one forward pass of all networks."""
+    autoencoder, perceptual, judging = self._work(batch_spec)
+    return autoencoder + perceptual + (3 if self.config.gan_weight else 2) * judging
+
+  def step_flops(self, batch_spec: BatchSpec) -> float:
+    """FLOPs of a train step, less than those of three forward passes.
+
+    Backward LPIPS has only the reconstruction's half, for its parameters nothing; nor has the
+    discriminator where it judges for the autoencoder.
+    """
+    autoencoder, perceptual, judging = self._work(batch_spec)
+    clips = 2 * 3 + (2 if self.config.gan_weight else 0)
+    return 3 * autoencoder + 1.5 * perceptual + clips * judging
+
+  def _work(self, batch_spec: BatchSpec) -> list[float]:
+    """FLOPs forward of the autoencoder, of LPIPS, and of the discriminator on one clip of each."""
     b, t, h, w, _ = batch_spec["video"].shape
-    c = self.config
-    size = {"height": h, "width": w}
-    total = tae_flops(self.network, frames=t, part="encode", **size)
-    total += tae_flops(self.network, frames=t, part="decode_image" if t == 1 else "decode", **size)
+    c, size = self.config, {"height": h, "width": w}
+    decode = "decode_image" if t == 1 else "decode"
     judged = min(c.judged_frames or t, t)
-    if self.perceptual is not None:
-      total += judged * lpips_flops(c.perceptual_net, **size)
-    if self.discriminator is not None:
-      clips = 3 if c.gan_weight else 2
-      total += clips * discriminator_flops(self.discriminator, frames=judged, **size)
-    return b * total
+    work = [sum(tae_flops(self.network, frames=t, part=p, **size) for p in ("encode", decode))]
+    work.append(judged * lpips_flops(c.perceptual_net, **size) if self.perceptual else 0.0)
+    d = self.discriminator
+    work.append(discriminator_flops(d, frames=judged, **size) if d is not None else 0.0)
+    return [b * each for each in work]
 
 
 def outlier_penalty(latents: Float[Array, "b t h w c"], *, radius: float) -> Float[Array, "b t"]:
