@@ -9,8 +9,6 @@ PLAN_LOCK := requirements-plan-$(VERSION).lock
 STAMP := .venv/stamp-$(VERSION)-$(shell cat $(LOCK) setup.py 2>/dev/null | cksum | cut -d' ' -f1)
 BIN := .venv/bin
 WORKERS ?= 2
-# an hour on the slower of the README's two machines
-SCORE_STEPS ?= 5000
 
 .PHONY: setup compilers demo scores test soak lint bench head-to-head plans lock clean
 
@@ -37,7 +35,7 @@ demo: $(STAMP)
 	$(BIN)/python launch/demo.py
 
 scores: $(STAMP)
-	$(BIN)/python launch/demo.py --out runs/scores --samples 256 --config.train.steps=$(SCORE_STEPS)
+	$(BIN)/python launch/scores.py
 
 test: $(STAMP)
 	$(BIN)/pytest -n $(WORKERS) tests

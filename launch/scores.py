@@ -3,54 +3,81 @@
 Builds ShapesWorld shards, trains the autoencoder (pictures, then clips), then on its latents the
 image stage, the joint stage and the one of higher resolution, each from the one before, and the
 upsampler; samples held-out captions and scores what was made. Each step is a `vidgen` command that
-is printed before it runs. A step that was done is not done again: the same command goes on where
-it was stopped.
+is printed before it runs. What was done is not done again: the same command goes on where it was
+stopped. A stage's config is overridden by --STAGE.config.key=value, as
+--joint.config.train.steps=100.
 """
 
 import argparse
 import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from demo import ROOT, Demo
 
-from vidgen.evals.clips import ClipRule
-from vidgen.evals.extractors.i3d import i3d_extractor, random_i3d
-from vidgen.evals.scoring import Session
-from vidgen.evals.settings import Settings
+from vidgen.whole_file import write_whole
 
 CONFIGS = ROOT / "configs" / "movie_gen"
+STAGES = {
+  "tae_image": "tae.py:tiny_image",
+  "tae": "tae.py:tiny",
+  "image": "t2i_256.py:tiny",
+  "joint": "t2v_256.py:tiny_latent",
+  "high": "t2v_768.py:tiny_latent",
+  "upsampler": "upsampler.py:tiny",
+}
 CONDITIONS = ("shape", "colour", "motion", "background", "all")
+BOOK = "steps.json"  # what was done: the command of each step and the seconds it took, of all tries
 
 
 class Chain(Demo):
-  """The stages, each in a folder of its own under `out`."""
+  """The steps, each once, in a folder; how each was made is kept beside them."""
 
-  def __init__(self, out: Path, overrides: list[str]):
+  def __init__(self, out: Path, overrides: Mapping[str, list[str]]):
     super().__init__(out)
     self.overrides = overrides
+    book = out / BOOK
+    self.book: dict[str, Any] = json.loads(book.read_text()) if book.exists() else {}
 
   def once(self, name: str, *arguments: str | Path) -> None:
-    """As `run`, unless it was done before."""
-    done = self.out / "done.json"
-    seconds = json.loads(done.read_text()) if done.exists() else {}
-    if name not in seconds:
+    """As `run`, unless it was done before; a step that was made otherwise ends it all."""
+    command = [str(a) for a in arguments]
+    step = self.book.setdefault(name, {"command": command, "seconds": 0.0, "done": False})
+    if step["command"] != command:
+      sys.exit(f"{self.out}: {name!r} was made by another command; give another --out")
+    if not step["done"]:
+      self._write()
       begin = time.monotonic()
-      self.run(name, *arguments)
-      done.write_text(json.dumps({**seconds, name: time.monotonic() - begin}, indent=2) + "\n")
-    self.seconds = json.loads(done.read_text())
+      try:
+        self.run(name, *command)
+        step["done"] = True
+      finally:
+        step["seconds"] += time.monotonic() - begin
+        self._write()
 
-  def train(self, name: str, config: str, *arguments: str | Path) -> Path:
-    """A stage; its overrides are those that were given as --NAME.config.key=value."""
-    mine = f"--{name}."
-    own = ["--" + o.removeprefix(mine) for o in self.overrides if o.startswith(mine)]
+  def train(self, name: str, *arguments: str | Path) -> Path:
+    """A stage; returns its run."""
     self.once(
-      f"train {name}", "train", "--config", CONFIGS / config, "--data", self.out / "data",
-      "--workdir", self.out / name, *arguments, *own,
+      f"train {name}", "train", "--config", CONFIGS / STAGES[name], "--data", self.out / "data",
+      "--workdir", self.out / name, *arguments, *self.overrides.get(name, []),
     )  # fmt: skip
     return self.out / name
+
+  def score(self, samples: Path, reference: Path, metrics: str, *options: str) -> Any:
+    """What `vidgen eval` writes of these metrics."""
+    path = self.out / "scores" / f"{samples.parent.name}_{samples.name}_{metrics}.json"
+    path.parent.mkdir(exist_ok=True)
+    self.once(
+      f"score {path.stem}", "eval", "--samples", samples, "--reference", reference,
+      "--metrics", metrics, "--json", path, *options,
+    )  # fmt: skip
+    return json.loads(path.read_text())
+
+  def _write(self) -> None:
+    write_whole(self.out / BOOK, (json.dumps(self.book, indent=2) + "\n").encode())
 
 
 def main() -> None:
@@ -59,112 +86,129 @@ def main() -> None:
   parser.add_argument("--out", type=Path, default=Path("runs/scores"))
   parser.add_argument("--count", type=int, default=4096, help="training clips")
   parser.add_argument("--samples", type=int, default=256, help="held-out captions, and clips")
-  args, overrides = parser.parse_known_args()
-  out = args.out.resolve()
-  out.mkdir(parents=True, exist_ok=True)
-  chain, data, count = Chain(out, overrides), out / "data", str(args.samples)
-  chain.once(
-    "build shards", "data", "build", "data/shapes_world.py:large", "--out", data,
-    "--count", str(args.count),
-  )  # fmt: skip
-
-  images = chain.train("tae_image", "tae.py:tiny_image")
-  tae = chain.train("tae", "tae.py:tiny", "--start-from", images)
-  made = out / "reconstructed"
-  chain.once(
-    "reconstruct", "reconstruct", "--workdir", tae, "--data", data, "--out", made, "--count", count
+  parser.add_argument(
+    "--i3d", type=Path, help="I3D's weights, as `vidgen eval` takes them: FVD too"
   )
+  args, rest = parser.parse_known_args()
+  out, own = args.out.resolve(), overrides(parser, rest)
+  if out.exists() and not (out / BOOK).exists() and any(out.iterdir()):
+    sys.exit(f"{out} exists and was not made by this script; give another --out")
+  out.mkdir(parents=True, exist_ok=True)
+  chain = Chain(out, own)
+  data = build(chain, count=args.count)
+  rebuilt = autoencoder(chain, data, count=args.samples)
+  made = transformers(chain, data, count=args.samples)
 
-  encoder = f"--config.inputs.autoencoder.workdir={tae}"
-  stages = {"image": "t2i_256.py:tiny", "joint": "t2v_256.py:tiny_latent",
-            "high": "t2v_768.py:tiny_latent", "upsampler": "upsampler.py:tiny"}  # fmt: skip
-  for name in ("joint", "upsampler"):  # clips whole, and frame by frame
-    chain.once(
-      f"measure latents of {name}", "data", "latents", data, "--config", CONFIGS / stages[name],
-      "--autoencoder", tae,
-    )  # fmt: skip
-  start: list[str | Path] = []
-  for name in ("image", "joint", "high"):
-    chain.once(
-      f"cache latents of {name}", "data", "latents", data, "--config", CONFIGS / stages[name],
-      "--autoencoder", tae, "--cache", "--out", data / f"latents_{name}",
-    )  # fmt: skip
-    cached = f"--config.inputs.latents=latents_{name}"
-    run = chain.train(name, stages[name], encoder, cached, *start)
-    start = ["--start-from", run]
-  chain.train("upsampler", stages["upsampler"], encoder)
-
-  prompts = data / "prompts" / "held_out.jsonl"
-  for name in ("joint", "high"):
-    chain.once(
-      f"sample {name}", "sample", "--workdir", out / name, "--prompts", prompts, "--count", count,
-      "--out", out / f"{name}_samples",
-    )  # fmt: skip
-  chain.once(
-    "upsample", "upsample", "--workdir", out / "upsampler", "--samples", out / "high_samples",
-    "--out", out / "upsampled",
-  )  # fmt: skip
-
-  clips = {f"{b}, {part}": made / b / part for b in ("video", "image_128")
-           for part in ("originals", "reconstructions")}  # fmt: skip
-  sampled = {name: out / name for name in ("joint_samples", "high_samples", "upsampled")}
-  probed = {}
-  for name, folder in (clips | sampled).items():
-    reference = data if name in sampled else folder.parent / "prompts.jsonl"
-    probed[name] = score(chain, folder, reference, "shapes_probe", "accuracy")
-  errors = {
-    bucket: score(chain, made / bucket / "reconstructions", made / bucket / "originals",
-                  "psnr,ssim", None)
-    for bucket in ("video", "image_128")
-  }  # fmt: skip
-  originals = made / "video" / "originals"
-  frechet = {
-    name: random_fvd(folder, originals)
-    for name, folder in (
-      ("video, reconstructions", made / "video" / "reconstructions"),
-      ("high_samples", out / "high_samples"),
-    )
+  clips = {part: rebuilt / "video" / part for part in ("originals", "reconstructions")}
+  probed = {name: (folder, folder.parent / "prompts.jsonl") for name, folder in clips.items()}
+  probed |= {name: (folder, data) for name, folder in made.items()}
+  results = {
+    "probe": {
+      name: chain.score(folder, reference, "shapes_probe")["accuracy"]
+      for name, (folder, reference) in probed.items()
+    },
+    "errors": {
+      bucket.name: {
+        metric: score["values"]
+        for metric, score in chain.score(
+          bucket / "reconstructions", bucket / "originals", "psnr,ssim"
+        )["scores"].items()
+      }
+      for bucket in sorted(path for path in rebuilt.iterdir() if path.is_dir())
+    },
+    "fvd": {
+      name: chain.score(folder, reference, "fvd", "--weights", f"i3d={args.i3d}", "--allow-small")
+      for name, folder, reference in (
+        ("reconstructions", clips["reconstructions"], clips["originals"]),
+        ("high", made["high"], clips["originals"]),
+      )
+      if args.i3d
+    },
+    "seconds": {name: step["seconds"] for name, step in chain.book.items()},
   }
-  results = {"probe": probed, "psnr, ssim": errors, "fvd of a random I3D": frechet,
-             "seconds": chain.seconds}  # fmt: skip
-  (out / "scores.json").write_text(json.dumps(results, indent=2) + "\n")
+  write_whole(out / "scores.json", (json.dumps(results, indent=2) + "\n").encode())
   print_tables(results)
 
 
-def score(chain: Chain, samples: Path, reference: Path, metrics: str, key: str | None) -> Any:
-  """What `vidgen eval` writes of these metrics."""
-  path = chain.out / f"{samples.parent.name}_{samples.name}_{metrics.replace(',', '_')}.json"
+def overrides(parser: argparse.ArgumentParser, words: list[str]) -> dict[str, list[str]]:
+  """Those of each stage; anything else ends the script with exit code 2."""
+  found: dict[str, list[str]] = {}
+  for word in words:
+    stage, _, rest = word.removeprefix("--").partition(".")
+    if stage not in STAGES or not rest.startswith("config.") or not word.startswith("--"):
+      parser.error(f"{word}: overrides are --STAGE.config.key=value, of {', '.join(STAGES)}")
+    found.setdefault(stage, []).append("--" + rest)
+  return found
+
+
+def build(chain: Chain, *, count: int) -> Path:
+  """The data set."""
+  data = chain.out / "data"
   chain.once(
-    f"score {path.stem}", "eval", "--samples", samples, "--reference", reference,
-    "--metrics", metrics, "--json", path,
+    "build shards", "data", "build", "data/shapes_world.py:large", "--out", data,
+    "--count", str(count),
   )  # fmt: skip
-  found = json.loads(path.read_text())
-  return found[key] if key else found
+  return data
 
 
-def random_fvd(samples: Path, reference: Path) -> float:
-  """Frechet distance of features of an I3D with random weights: of no published scale."""
-  settings = Settings(
-    samples=samples, reference=reference, clip=ClipRule(frames=16, sequence_fps=16.0),
-    allow_small=True, extractors={"i3d": i3d_extractor(random_i3d(0), digest="random 0",
-                                                       weights="random")},
+def autoencoder(chain: Chain, data: Path, *, count: int) -> Path:
+  """Trains it, and reconstructs held-out clips and pictures."""
+  images = chain.train("tae_image")
+  run, made = chain.train("tae", "--start-from", images), chain.out / "reconstructed"
+  chain.once(
+    "reconstruct", "reconstruct", "--workdir", run, "--data", data, "--out", made,
+    "--count", str(count),
   )  # fmt: skip
-  return Session(settings, ("fvd",)).score("fvd").values["fvd"]
+  return made
+
+
+def transformers(chain: Chain, data: Path, *, count: int) -> dict[str, Path]:
+  """Trains the stages on latents, and returns folders of their samples of held-out captions."""
+  out, tae = chain.out, chain.out / "tae"
+  for name in ("joint", "upsampler"):  # clips whole, and frame by frame
+    chain.once(
+      f"measure latents of {name}", "data", "latents", data, "--config", CONFIGS / STAGES[name],
+      "--autoencoder", tae,
+    )  # fmt: skip
+  workdir, start = f"--config.inputs.autoencoder.workdir={tae}", []
+  for name in ("image", "joint", "high"):
+    cache = f"latents_{name}"
+    chain.once(
+      f"cache latents of {name}", "data", "latents", data, "--config", CONFIGS / STAGES[name],
+      "--autoencoder", tae, "--cache", "--out", data / cache,
+    )  # fmt: skip
+    run = chain.train(name, workdir, f"--config.inputs.latents={cache}", *start)
+    start = ["--start-from", run]
+  chain.train("upsampler", workdir)
+  made = {}
+  for name in ("joint", "high"):
+    made[name] = out / "samples" / name
+    chain.once(
+      f"sample {name}", "sample", "--workdir", out / name, "--out", made[name],
+      "--prompts", data / "prompts" / "held_out.jsonl", "--count", str(count),
+    )  # fmt: skip
+  made["upsampled"] = out / "samples" / "upsampled"
+  chain.once(
+    "upsample", "upsample", "--workdir", out / "upsampler", "--samples", made["high"],
+    "--out", made["upsampled"],
+  )  # fmt: skip
+  return made
 
 
 def print_tables(results: dict[str, Any]) -> None:
-  """The probe's table, errors and distances, and what took how long."""
+  """What the probe read, how far reconstructions are from their originals, and the time."""
   print("\n| clips | " + " | ".join(CONDITIONS) + " |\n| --- |" + " --- |" * len(CONDITIONS))
   for name, accuracy in results["probe"].items():
     print(f"| {name} | " + " | ".join(f"{accuracy[c]:.0%}" for c in CONDITIONS) + " |")
-  for bucket, found in results["psnr, ssim"].items():
-    print(f"{bucket}: {json.dumps(found)}")
-  for name, value in results["fvd of a random I3D"].items():
-    print(f"FVD of a random I3D, {name}: {value:.4g}")
+  print("\n| reconstructed | PSNR, dB | SSIM |\n| --- | --- | --- |")
+  for bucket, found in results["errors"].items():
+    print(f"| {bucket} | {found['psnr']['psnr']:.2f} | {found['ssim']['ssim']:.4f} |")
+  for name, score in results["fvd"].items():
+    print(f"FVD, {name}: {score['scores']['fvd']['values']['fvd']:.4g}")
   seconds = results["seconds"]
-  print("seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
+  print("\nseconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
   print(f"in all {sum(seconds.values()) / 60:.0f} minutes")
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  main()

@@ -60,7 +60,7 @@ def full(
         "buckets": shapes,
       },
     },
-    "inputs": {"buckets": inputs},
+    "inputs": {"buckets": inputs, "prefix": ["fps"]},
     "train": {
       "steps": steps,
       "batch_size": batch_size,

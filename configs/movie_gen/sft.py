@@ -47,6 +47,7 @@ def full() -> dict:
     },
     "inputs": {
       "buckets": slow + fast,
+      "prefix": ["fps"],
       "temporal_crop": "center",
       # neither is given by the paper: at most a quarter wider or taller; nothing is enlarged
       "aspect_tolerance": 0.25,

@@ -114,7 +114,7 @@ def full(size: str, phase: tuple[int, int]) -> dict:
   }
   return {
     "stage": {"name": "movie_gen/t2v", "fields": fields},
-    "inputs": {"buckets": buckets, **CHOICE},
+    "inputs": {"buckets": buckets, "prefix": ["fps"], **CHOICE},
     "train": {
       "steps": steps,
       "batch_size": 1536 * larger,
@@ -164,18 +164,18 @@ def tiny() -> dict:
   }
 
 
-def tiny_latent(side: int = 32, *, steps: int = 3000, rate: float = 4e-3) -> dict:
+def tiny_latent() -> dict:
   """ShapesWorld, 16 frames of 32 x 32 pixels as 2 x 4 x 4 latents, and images; not tuned."""
-  config, sides = tiny(), (side, side)
+  config = tiny()
   buckets = [
-    bucket("video", 16, *sides, fps=16.0, weight=1.0),
-    bucket("image", 1, *sides, fps=16.0, weight=0.1),
+    bucket("video", 16, 32, 32, fps=16.0, weight=1.0),
+    bucket("image", 1, 32, 32, fps=16.0, weight=0.1),
   ]
   fields = config["stage"]["fields"]
   del fields["latent"]
-  fields |= {"patch": [1, 1, 1], "max_grid": [2, side // 8, side // 8]}
+  fields |= {"patch": [1, 1, 1], "max_grid": [2, 4, 4]}
   fields["buckets"] = [shape(b) for b in buckets]
   config["inputs"] |= {"buckets": buckets, "autoencoder": {}, "temporal_crop": "center"}
-  config["train"] |= {"steps": steps, "sheet_every": 0}
-  config["train"]["optimizer"] |= {"learning_rate": rate}
+  config["train"] |= {"steps": 3000, "sheet_every": 0}
+  config["train"]["optimizer"] |= {"learning_rate": 4e-3}
   return config

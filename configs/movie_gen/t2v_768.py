@@ -120,7 +120,7 @@ def full(size: str, phase: tuple[int, int, float]) -> dict:
   }
   return {
     "stage": {"name": "movie_gen/t2v", "fields": fields},
-    "inputs": {"buckets": buckets, **CHOICE},
+    "inputs": {"buckets": buckets, "prefix": ["fps"], **CHOICE},
     "train": {
       "steps": steps,
       "batch_size": batch_size,

@@ -151,13 +151,22 @@ def test_a_bucket_of_one_rate_does_not_get_clips_that_end_before_its_last_frame(
 )  # fmt: skip
 def test_the_rows_of_movie_gens_table_can_be_said(row, frames, fps, bounds, clips):
   own = {"frames": frames, "fps": fps, **bounds}
-  facts = [(64, 64, seconds, 30.0) for seconds in clips]
+  facts = [(64, 64, seconds, 32.0) for seconds in clips]
   taken = split(bounds={row: own}, facts=facts)
   assert [bool(found) for found in taken] == [rate is not None for rate in clips.values()]
   span = Bucket(name=row, **own).span()
   for seconds, rate in clips.items():
     if rate is not None:
       assert span.rate(seconds) == pytest.approx(rate, rel=1e-3)
+
+
+def test_no_frame_is_shown_twice_where_frames_are_spread():
+  """128 frames of 4 s and more: of clips that have as many."""
+  bounds = {"short": {"frames": 128, "fps": 16.0, "min_seconds": 4.0, "rate": "spread"}}
+  facts = [
+    (64, 64, s, r) for s, r in [(4.0, 24.0), (5.0, 24.0), (5.4, 24.0), (4.3, 30.0), (9.0, 15.0)]
+  ]
+  assert split(bounds=bounds, facts=facts) == [set(), set(), {"short"}, {"short"}, set()]
 
 
 @given(st.floats(0.05, 40), st.integers(2, 300), st.floats(1, 60), st.floats(0, 1))

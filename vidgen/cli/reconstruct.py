@@ -71,9 +71,10 @@ def run(args: argparse.Namespace) -> int:
     of = dataclasses.replace(
       made, step=0, weights="none", config_digest="", params_digest=digest(source.describe())
     )
-    out = args.out / bucket.name
+    out, limits = args.out / bucket.name, trained.experiment.inputs.limits
     result = reconstruct(
-      out, originals=Originals(source, bucket, count=args.count, seed=args.seed),
+      out,
+      originals=Originals(source, bucket, limits=limits, count=args.count, seed=args.seed),
       reconstructor=reconstructor, of=of, made=made, progress=_progress(bucket.name),
     )  # fmt: skip
     for bad in result.left_out:

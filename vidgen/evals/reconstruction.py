@@ -68,10 +68,16 @@ class Originals:
   """
 
   def __init__(
-    self, source: Source, bucket: Bucket, *, count: int | None = None, seed: int | None = None
+    self,
+    source: Source,
+    bucket: Bucket,
+    *,
+    limits: Limits,
+    count: int | None = None,
+    seed: int | None = None,
   ):
     self._source, self._bucket, self._count, self._seed = source, bucket, count, seed
-    self._config = InputConfig(buckets=(bucket,), temporal_crop="center")
+    self._config = InputConfig(buckets=(bucket,), temporal_crop="center", limits=limits)
     self.left_out: list[BadSample] = []
 
   def __len__(self) -> int:

@@ -61,7 +61,7 @@ def choose(index: ClipIndex, config: InputConfig, *, subset: str) -> Choice:
   single = np.array([[bucket.frames == 1] for bucket in buckets])
   kind = readable & (single | ~still)
   length = kind & (still | ~(short | long))
-  rate = length & (still | np.stack([rows["rate"] >= RATE_SLACK * b.min_rate for b in buckets]))
+  rate = length & (still | np.stack([rows["rate"] >= _least_rate(b, rows) for b in buckets]))
   aspect = _nearest(buckets, rows, rate, tolerance=config.aspect_tolerance)
   size = aspect & np.stack([_large_enough(b, rows, most=config.max_upsampling) for b in buckets])
   without = {  # why a sample is in no bucket; the first that holds is told
@@ -88,6 +88,15 @@ def _long_enough(bucket: Bucket, seconds: np.ndarray) -> np.ndarray:
   if bucket.rate == "spread" or bucket.frames == 1:
     return np.ones(len(seconds), bool)
   return (bucket.frames - 1) / bucket.fps < seconds
+
+
+def _least_rate(bucket: Bucket, rows: np.ndarray) -> np.ndarray:
+  """The frames per second that a clip must have; no frame is spread over the time of two."""
+  least = np.full(len(rows), bucket.min_rate)
+  if bucket.rate == "spread":
+    within = np.clip(rows["seconds"], 1e-9, bucket.frames / bucket.fps)
+    least = np.maximum(least, bucket.frames / within)
+  return RATE_SLACK * least
 
 
 def _nearest(

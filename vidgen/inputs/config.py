@@ -18,6 +18,7 @@ class Bucket:
   A clip is for the bucket if it lasts `min_seconds` or more and less than `max_seconds`, and has at
   least `min_rate` frames per second of its own; 0 is no bound. With `rate` "spread" the frames of a
   clip shorter than frames / fps are spread evenly over all of it: fps is the lowest rate there is.
+  A clip must then have as many frames of its own as are sampled.
   """
 
   name: str = "video"

@@ -81,7 +81,7 @@ class Work:
 
   @property
   def bytes(self) -> int:
-    """The most that the file takes, all samples being good ones."""
+    """What the file takes if all samples are good ones."""
     identity = self.cache.identity
     dtype, count = identity["autoencoder"]["dtype"], len(self.cache.rows(self.part))
     payload = count * int(np.prod(identity["shape"])) * (2 if dtype == "bfloat16" else 4)

@@ -113,7 +113,10 @@ def make_dataset(
   if not any(samples.values()):
     raise NoBatch(
       f"data set {directory}: no {split} sample is for {_listed(buckets)}: "
-      + "; ".join(f"{name}: {one.told(subsets[name])}" for name, one in choices.items())
+      + "; ".join(
+        f"{name}: {one.told(subsets[name]) or 'all are in other buckets'}"
+        for name, one in choices.items()
+      )
     )
   batches = {b.name: ENDLESS if repeat else samples[b.name] // batch_size for b in buckets}
   used = [b for b in buckets if samples[b.name] and batches[b.name]]

@@ -19,7 +19,6 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from vidgen.config import digest
 from vidgen.dist.mesh import on_mesh
 from vidgen.dist.rules import batch_shardings
 from vidgen.errors import CheckpointError, ConfigError
@@ -253,7 +252,7 @@ def _identity(
 ) -> dict[str, Any]:
   """By digests, what the latents of an autoencoder hang on."""
   return {
-    "stage": digest(trained.experiment.stage),
+    "stage": trained.stage_digest,
     "params": trained.params_digest,
     "dtype": source.dtype,
     "frames": source.frames,

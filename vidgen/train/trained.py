@@ -32,6 +32,7 @@ class Described:
   step: int
   weights: Weights
   config_digest: str
+  stage_digest: str  # of the stage as it was stored, whatever fields stages have got since
   params_digest: str
   # Of each text stream, what the embeddings hung on that it was trained on; of latents likewise.
   encoders: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
@@ -215,6 +216,7 @@ def _describe(checkpoints: Checkpoints, *, step: int | None, weights: Weights) -
     step=step,
     weights=weights,
     config_digest=cfg.digest(config),
+    stage_digest=cfg.digest(config["stage"]),
     params_digest=checkpoints.digests(step)[weights],
     encoders=about["encoders"] if experiment.inputs.encoders else {},
     autoencoder=about.get("autoencoder", {}),

@@ -125,7 +125,7 @@ def _cache(
     size["bytes"] += one.bytes
   for name, size in sizes.items():
     print(
-      f"{name}: {size['shards']} shards, {size['samples']:,} samples, at most "
+      f"{name}: {size['shards']} shards, {size['samples']:,} samples, "
       f"{size['bytes'] / 2**20:,.1f} MiB"
     )
   total = sum(size["bytes"] for size in sizes.values())

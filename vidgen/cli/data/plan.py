@@ -27,7 +27,8 @@ COLUMNS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """The arguments of the action."""
+  """The arguments of the action; further ones --config.key=value override the config."""
+  parser.set_defaults(takes_overrides=True)
   parser.add_argument("directory", type=Path, metavar="DIR")
   parser.add_argument("--config", required=True, metavar="FILE.py[:variant]", help="to be trained")
   parser.add_argument("--split", default="train", help="of the data set (default: %(default)s)")
@@ -36,12 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
   """Measures what was not, and prints a line for each bucket and each reason."""
   from vidgen.cli.progress import Progress
-  from vidgen.config import load_config
+  from vidgen.config import load_config, parse_overrides
   from vidgen.inputs.choice import choose_samples, shares
   from vidgen.inputs.sources import open_source
   from vidgen.train.experiment import resolve
 
-  experiment = resolve(load_config(args.config))
+  experiment = resolve(load_config(args.config, parse_overrides(args.overrides)))
   buckets = experiment.inputs.buckets
   sources = {
     subset: open_source(args.directory, subset=subset, split=args.split)
