@@ -46,7 +46,7 @@ def test_every_snippet_runs(tmp_path):
       ["bash", "-euo", "pipefail", "-c", body] if language == "sh" else [sys.executable, "-c", body]
     )
     done = subprocess.run(
-      command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+      command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
     )
     if done.returncode:
       pytest.fail(f"{body}\nended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
