@@ -56,7 +56,7 @@ def test_what_cannot_be_planned_is_refused(monkeypatch):
     (["--length", "16", "--batch-size", "0"], "at least 1"),
     (["--config", "configs/movie_gen/t2v_256.py"], "without a --config"),
     (["--length", "16", "--sweep"], "has no --sweep"),
-    (["--length", "16", "--program", "sample"], "has no --sweep, --bucket or --program"),
+    (["--length", "16", "--program", "sample"], "--program or --effort"),
     (["train.steps=3"], "nothing overrides it"),
   ],
 )
