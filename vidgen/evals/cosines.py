@@ -83,7 +83,9 @@ def r_precision(
     others = random.choice(others, candidates - 1, replace=False)
     # A mean of cosines is the product with a mean of unit embeddings.
     query = (unit(video) if average == "cosines" else video.astype(np.float64)).mean(axis=0)
-    hits += bool(texts[i] @ query > np.max(texts[others] @ query, initial=-np.inf))
+    # Sums row by row: a matrix product may round equal rows differently, and break ties.
+    cosines = (texts[[i, *others]] * query).sum(axis=1)
+    hits += bool(cosines[0] > np.max(cosines[1:], initial=-np.inf))
   return hits / len(texts)
 
 
