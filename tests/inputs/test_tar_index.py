@@ -1,11 +1,14 @@
 """The index of a tar shard: everything is found, every damage is seen, names are only keys."""
 
+import gc
 import io
 import json
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -213,6 +216,25 @@ def test_the_cache_is_used_until_the_shard_changes(tmp_path, monkeypatch):
   monkeypatch.undo()
   write_tar(path, MEMBERS[:4])
   assert len(load_index(path)) == 2
+
+
+def test_many_threads_read_caches(tmp_path):
+  """What runs in the midst of parsing made Python's parser fail: here the collection of garbage."""
+  path = shard(tmp_path)
+  digest = load_index(path).digest
+  interval, threshold = sys.getswitchinterval(), gc.get_threshold()
+  watch = lambda *_: None  # noqa: E731
+  gc.callbacks.append(watch)
+  try:
+    sys.setswitchinterval(1e-6)
+    gc.set_threshold(1)
+    with ThreadPoolExecutor(16) as pool:
+      indices = list(pool.map(load_index, [path] * 200))
+  finally:
+    gc.callbacks.remove(watch)
+    gc.set_threshold(*threshold)
+    sys.setswitchinterval(interval)
+  assert {index.digest for index in indices} == {digest}
 
 
 def test_the_digest_sees_one_flipped_bit_of_a_payload(tmp_path):

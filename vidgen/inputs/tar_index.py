@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import os
 import re
+import threading
 import zipfile
 from collections.abc import Iterator
 from functools import partial
@@ -27,6 +28,7 @@ MAX_NAME = 4096  # bytes of a member's name; a longer one is listed and skipped
 MAX_EXTENDED = 1 << 20  # bytes of a pax or GNU long-name header
 HASHED_WHOLE = 1 << 20  # payloads up to this enter the digest whole, larger ones by their two ends
 HASHED_END = 1 << 16
+PARSING = threading.Lock()  # Python 3.11 may fail where two threads parse a header of NumPy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -307,7 +309,7 @@ def _read_cache(place: Path, stamp: tuple[int, int]) -> TarIndex | None:
     with zipfile.ZipFile(place) as archive:  # nothing in it may grow when it is read
       if any(i.compress_type != zipfile.ZIP_STORED for i in archive.infolist()):
         return None
-    with np.load(place, allow_pickle=False) as file:
+    with PARSING, np.load(place, allow_pickle=False) as file:
       if int(file["format"]) != FORMAT or tuple(file["stamp"].tolist()) != stamp:
         return None
       keys, suffixes = _unpack(file["keys"]), _unpack(file["suffixes"])
