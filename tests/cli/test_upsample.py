@@ -40,9 +40,13 @@ def samples(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-  """An upsampler of pixels with small random numbers for parameters, none of them zero."""
-  folder = tmp_path_factory.mktemp("upsampler")
-  stage = make_stage("movie_gen/upsampler", FIELDS)
+  """An upsampler of pixels."""
+  return write_upsampler(tmp_path_factory.mktemp("upsampler"), FIELDS)
+
+
+def write_upsampler(folder, fields):
+  """A run with small random numbers for parameters, none of them zero."""
+  stage = make_stage("movie_gen/upsampler", fields)
   shapes = jax.eval_shape(stage.init, jax.random.key(0))
   rng = np.random.default_rng(0)
   params = jax.tree.map(lambda x: jnp.asarray(0.1 * rng.standard_normal(x.shape), x.dtype), shapes)
@@ -50,9 +54,9 @@ def run(tmp_path_factory):
     ConfigDict(
       {
         "name": "up",
-        "stage": {"name": "movie_gen/upsampler", "fields": FIELDS},
+        "stage": {"name": "movie_gen/upsampler", "fields": fields},
         "inputs": {
-          "buckets": [{"name": "video", "frames": 4, "height": 28, "width": 28, "fps": 4.0}],
+          "buckets": [{**fields["buckets"][0], "fps": 4.0}],
           "text_length": 32,
         },
         "train": {"batch_size": 8},
@@ -164,6 +168,18 @@ def test_an_upsampler_that_is_none_is_refused_before_anything_is_sampled(
   assert sample_and_upsample(samples, out, run, "--latents-only") == 2
   assert "--latents-only" in capsys.readouterr().err
   assert not out.exists()
+
+
+def test_an_upsamplers_autoencoder_is_looked_for_before_anything_is_sampled(
+  samples, tmp_path, capsys
+):
+  bucket = {"name": "video", "frames": 4, "height": 32, "width": 32}
+  fields = {name: value for name, value in FIELDS.items() if name != "latent"}
+  fields |= {"patch": (1, 2, 2), "max_grid": (4, 2, 2), "buckets": [bucket]}
+  latent = write_upsampler(tmp_path / "latent", fields)
+  assert sample_and_upsample(samples, tmp_path / "out", latent) == 2
+  assert "this stage makes latents" in capsys.readouterr().err
+  assert not (tmp_path / "out").exists()
 
 
 def test_what_cannot_be_upsampled_is_refused(run, samples, tmp_path, capsys):

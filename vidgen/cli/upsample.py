@@ -66,14 +66,19 @@ def find_upsampler(run: str, *, weights: Any, encoders: dict[str, str]) -> dict[
   """The arguments of `upsample_folder` for RUN[@STEP]; of `encoders` those that the run has.
 
   Raises:
-    ConfigError: the run is not an upsampler's.
-    CheckpointError: no such run or step, or its config is damaged.
+    ConfigError: the run is not an upsampler's, or names no autoencoder whose latents it makes.
+    CheckpointError: no such run or step, or its config is damaged; or the autoencoder is another.
   """
+  from vidgen.systems.sampling import sampled
+  from vidgen.train.autoencoder import describe_autoencoder
   from vidgen.train.trained import describe_trained, run_and_step
 
   workdir, step = run_and_step(run)
   found = describe_trained(workdir, step=step, weights=weights)
   _check_upsampler(found, workdir)
+  if "video" not in sampled(found.stage, found.experiment.sample):
+    source = found.autoencoder_source()
+    found.check_autoencoder(source, describe_autoencoder(source).identity)
   known = found.experiment.inputs.encoders
   return {
     "workdir": Path(workdir), "step": found.step, "weights": weights,

@@ -38,6 +38,31 @@ class Described:
   encoders: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
   autoencoder: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+  def autoencoder_source(self, run: str = "") -> AutoencoderSource:
+    """The autoencoder whose latents the run was trained on: `run`, or what its config says.
+
+    Raises:
+      ConfigError: neither names a run.
+    """
+    source = self.experiment.inputs.autoencoder or AutoencoderSource()
+    if run:
+      workdir, step = run_and_step(run)
+      source = dataclasses.replace(source, workdir=workdir, step=step)
+    if not source.workdir:
+      raise ConfigError(
+        "this stage makes latents: say whose they are with --autoencoder, or stop at them with "
+        "--latents-only"
+      )
+    return source
+
+  def check_autoencoder(self, source: AutoencoderSource, identity: Mapping[str, Any]) -> None:
+    """Raises CheckpointError where an autoencoder is not the one that the run was trained with."""
+    if lines := cfg.differences(self.autoencoder, identity) if self.autoencoder else []:
+      raise CheckpointError(
+        f"autoencoder {source.workdir} is not the one that the run was trained with: "
+        + "; ".join(lines)
+      )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trained(Described):
@@ -78,24 +103,11 @@ class Trained(Described):
       ConfigError: neither names a run.
       CheckpointError: it is damaged, or not the one that the run was trained with.
     """
-    source = self.experiment.inputs.autoencoder
-    if not run and not (source and source.workdir):
-      raise ConfigError(
-        "this stage makes latents: say whose they are with --autoencoder, or stop at them with "
-        "--latents-only"
-      )
     from vidgen.train.autoencoder import open_autoencoder
 
-    source = source or AutoencoderSource()
-    if run:
-      workdir, step = run_and_step(run)
-      source = dataclasses.replace(source, workdir=workdir, step=step)
+    source = self.autoencoder_source(run)
     loaded = open_autoencoder(source, mesh=self.mesh, rules=self.experiment.rules)
-    if lines := cfg.differences(self.autoencoder, loaded.identity) if self.autoencoder else []:
-      raise CheckpointError(
-        f"autoencoder {source.workdir} is not the one that the run was trained with: "
-        + "; ".join(lines)
-      )
+    self.check_autoencoder(source, loaded.identity)
     return loaded
 
   @property
