@@ -24,6 +24,7 @@ from vidgen.inputs.array_cache import (
   is_there,
   shard_parts,
   write_identity,
+  writing,
 )
 from vidgen.inputs.array_shards import ArrayWriter, file_bytes
 from vidgen.inputs.config import EncoderSource, InputConfig
@@ -35,7 +36,6 @@ from vidgen.inputs.samples import Sample, Source
 from vidgen.inputs.sources import text_reader
 from vidgen.inputs.streams import encoder_identity, tokenizer_of
 from vidgen.inputs.text import Tokenizer, encode_padded, token_mask
-from vidgen.whole_file import remove_leftovers, whole_file
 
 SHORTEST = 16  # tokens: texts are padded to this, twice this, and so on
 READERS = 8  # threads that read captions
@@ -207,11 +207,8 @@ def embed(
     for name in one.streams:
       stream = streams[name]
       captions = _captions(samples, stream)
-      path = one.part.path(stream.folder)
-      path.parent.mkdir(parents=True, exist_ok=True)
-      remove_leftovers(path.parent, of=path.name)
       texts = _rows_by_text(captions, stream)
-      _write(path, one.part, texts, stream, encoders[stream.name], batch_size=batch_size)
+      _write(one.part, texts, stream, encoders[stream.name], batch_size=batch_size)
       lost[name] += captions.count(None)
     done += one.part.samples
     progress(done, total)
@@ -260,7 +257,6 @@ def _ids(stream: Stream, text: str) -> np.ndarray:
 
 
 def _write(
-  path: Path,
   part: ShardPart,
   texts: Mapping[str, list[int]],
   stream: Stream,
@@ -268,7 +264,7 @@ def _write(
   *,
   batch_size: int,
 ) -> None:
-  with whole_file(path) as temporary:
+  with writing(part, stream.folder) as temporary:
     writer = ArrayWriter(temporary, samples=part.samples, dtype=STORED, ndim=2)
     try:
       for batch in _batches(texts, stream, batch_size=batch_size):
