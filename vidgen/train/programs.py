@@ -70,6 +70,7 @@ class Programs:
     self.replicated = NamedSharding(mesh, PartitionSpec())
     self._eval: dict[str, Any] = {}
     self._sample: Any = None
+    self._everywhere = jax.jit(lambda x: x, out_shardings=self.replicated)
 
   def init(self) -> TrainState:
     """A fresh state, born sharded."""
@@ -223,7 +224,7 @@ class Programs:
     if decode is None:
       return made
     with jax.transfer_guard("allow"):
-      return jax.jit(lambda x: x, out_shardings=self.replicated)(decode(made, self._frames))
+      return self._everywhere(decode(made, self._frames))
 
   @property
   def _frames(self) -> int:

@@ -131,9 +131,9 @@ def _cache(
   total = sum(size["bytes"] for size in sizes.values())
   print(f"{out}: {total / 2**20:,.1f} MiB to write" + (" (dry run)" if args.dry_run else ""))
   result = {"out": str(out), "bytes": total, "buckets": sizes, "autoencoder": found.identity}
-  if args.dry_run or not work:
+  if args.dry_run:
     return result
-  bad = _write(args, work, source)
+  bad = _write(args, work, source) if work else {}
   if bad:
     (shard, key), why = next(iter(bad.items()))
     print(f"{len(bad)} samples cannot be used, such as shard {shard}, key {key!r}: {why}")
