@@ -38,7 +38,7 @@ def plan(*words):
   environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
   done = subprocess.run(
     [sys.executable, "-m", "vidgen.cli", "plan", *map(str, words)],
-    capture_output=True, text=True, cwd=ROOT, env=environment, timeout=900, check=False,
+    capture_output=True, text=True, cwd=ROOT, env=environment, timeout=1800, check=False,
   )  # fmt: skip
   return done.returncode, done.stdout, done.stderr
 
@@ -105,10 +105,7 @@ def test_a_sweep_ranks_what_fits(tmp_path):
 
 
 def test_recorded_plans_are_still_what_they_were():
-  """A TPU plan and a GPU plan, others every day; `make plans` writes all anew.
-
-  Those that took long to compile are left to `make plans`.
-  """
+  """A TPU plan and a GPU plan, others every day; `make plans` writes all anew."""
   day = datetime.date.today().toordinal()
   for kind in ("tpu", "gpu"):
     entries = [
@@ -116,7 +113,6 @@ def test_recorded_plans_are_still_what_they_were():
       for path in RECORDED
       for index, entry in enumerate(read_entries(path))
       if (kind == "tpu") == entry["topology"].lstrip("0123456789*").startswith("v")
-      and entry["plan"]["compile_seconds"] < 300
     ]
     assert entries
     if not HAVE[kind]:
