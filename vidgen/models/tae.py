@@ -258,11 +258,12 @@ class TAE(nn.Module):
   """Videos [b t h w 3] in [-1, 1] to latents [b ceil(t/8) h/8 w/8 c] and back.
 
   `channels` of the levels, outermost first, between which the sides halve; `blocks` of a level of
-  the encoder (one more in the decoder). For small networks, which the report has none of: `patch`
-  x `patch` pixels are the channels of one position from the start; only the `spatial_levels`
-  outermost halvings are of sides (None: all); `groups` 0 takes each position's norm by itself.
-  Parameters are float32, convolutions and attention run in
+  the encoder (one more in the decoder). Parameters are float32, convolutions and attention run in
   `dtype`, norms in float32; results are float32.
+
+  For small networks, which the report has none of: `patch` x `patch` pixels are the channels of one
+  position from the start; only the `spatial_levels` outermost halvings are of sides (None: all);
+  with `groups` 0 each position's channels are normalised by themselves.
 
   Not in the report: widths and blocks; that norms take their statistics from one frame, which makes
   a video of identical frames the same as an image; where frames halve, at the `temporal_levels`

@@ -47,7 +47,8 @@ class TAEConfig:
   it is divided by their number. outlier_radius: r of the penalty.
 
   decoded: what the decoder is trained on, a sample of the posterior or its mean. judged_frames: how
-  many frames of a clip LPIPS and the discriminator look at, drawn anew each time; None: all.
+  many frames of a clip LPIPS and the discriminator look at, drawn anew each time; None: all. The
+  network's own fields are as in `models.tae.TAE`.
   """
 
   channels: tuple[int, ...] = (128, 256, 512, 512)
