@@ -141,6 +141,18 @@ def test_muon_makes_each_layer_an_orthogonal_matrix_of_its_own():
   assert not np.any(again[1])
 
 
+def test_muon_takes_a_convolution_for_one_matrix_from_its_window_to_a_result():
+  config = OptimizerConfig(name="muon", learning_rate=1.0, warmup_steps=0)
+  params = {"kernel": jnp.ones((3, 3, 2, 6))}
+  axes = {"kernel": (None, None, "embed", "embed_out")}
+  tx = make_optimizer(config, steps=100, params=params, axes=axes)
+  gradients = {"kernel": jax.random.normal(jax.random.key(0), (3, 3, 2, 6))}
+  updates, _ = tx.update(gradients, tx.init(params), params, step=jnp.int32(0))
+  matrix = np.asarray(updates["kernel"]).reshape(18, 6)
+  singular = np.linalg.svd(matrix, compute_uv=False) / (0.2 * 18**0.5)
+  assert singular.min() > 0.5 and singular.max() < 1.5
+
+
 def test_under_muon_vectors_and_tables_move_as_under_adam():
   muon, adam = update({"name": "muon"}), update({"name": "adamw"})
   for path in (("embedding",), ("blocks", "scale")):

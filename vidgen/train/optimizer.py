@@ -257,8 +257,8 @@ def _matrix_dimensions(
   """For every parameter the axes that a matrix product sums over and those it makes.
 
   None for what is no matrix: vectors, and the tables that `vectors` names. "layers" is a stack of
-  matrices, each on its own; of several other axes the first is the input, unless it is "heads":
-  then all but the last are.
+  matrices, each on its own; of several other axes the first is the input, unless it is "heads" or
+  has no name, as a convolution's window: then all but the last are.
   """
   found: dict[str, contrib.MuonDimensionNumbers | None] = {}
   for path, names in axes_by_path(params, axes).items():
@@ -266,6 +266,6 @@ def _matrix_dimensions(
     if len(own) < 2 or _matches(path_name(path), vectors):
       found[path_name(path)] = None
     else:
-      split = len(own) - 1 if names[own[0]] == "heads" else 1
+      split = len(own) - 1 if names[own[0]] in ("heads", None) else 1
       found[path_name(path)] = contrib.MuonDimensionNumbers(tuple(own[:split]), tuple(own[split:]))
   return found
