@@ -82,8 +82,8 @@ def tiny_image() -> dict:
             for side in (32, 64, 128)]  # fmt: skip
   config["stage"]["fields"] |= {"temporal": "none", "buckets": shapes}
   config["inputs"]["buckets"] = [{**shape, "subset": "image", "fps": 16.0} for shape in shapes]
-  config["train"] |= {"steps": 8000, "batch_size": 4}
-  config["train"]["optimizer"] |= {"learning_rate": 2e-3}
+  config["train"] |= {"steps": 6000, "batch_size": 4}
+  config["train"]["optimizer"] |= {"name": "muon", "learning_rate": 5e-3}
   return config
 
 
@@ -123,11 +123,11 @@ def tiny() -> dict:
     },
     "inputs": {"buckets": inputs, "caption_dropout": 0.0, "cache_bytes": 2**30},
     "train": {
-      "steps": 6000,
+      "steps": 5000,
       "batch_size": 2,
-      "ema_decay": 0.995,
+      "ema_decay": 0.99,
       "save_every": 1000,
-      "optimizer": {"learning_rate": 4e-4, "warmup_steps": 100, "decay": "cosine", "b2": 0.99},
+      "optimizer": {"learning_rate": 4e-4, "warmup_steps": 100, "decay": "linear", "b2": 0.99},
     },
     "mesh": {"data": -1, "fsdp": 1, "context": 1, "tensor": 1},
   }

@@ -26,6 +26,8 @@ from vidgen.nn.streaming import (
   Delay,
   Piece,
   TemporalConvolution,
+  binomial_taps,
+  centre_tap,
   each_frame,
   repeat_frames,
   with_past,
@@ -82,7 +84,9 @@ class Conv(nn.Module):
       return piece
     if self.time == "up":
       piece = repeat_frames(piece, times=repeats)
-    return TemporalConvolution(self.size, 2 if self.time == "down" else 1, name="temporal")(piece)
+    stride = 2 if self.time == "down" else 1
+    init = centre_tap if self.time == "same" else binomial_taps
+    return TemporalConvolution(self.size, stride, init=init, name="temporal")(piece)
 
 
 def norm_of(groups: int, *, name: str) -> nn.Module:
@@ -218,9 +222,10 @@ class Level(nn.Module):
       space, time = "down" if self.space == "down" else "same", self.time if inflated else "none"
       piece = Conv(self.features, space=space, time=time, name="resize")(piece, repeats=repeats)
     elif inflated and self.time == "down":
-      piece = TemporalConvolution(3, 2, name="resize")(piece)
+      piece = TemporalConvolution(3, 2, init=binomial_taps, name="resize")(piece)
     elif inflated and self.time == "up":
-      piece = TemporalConvolution(3, name="resize")(repeat_frames(piece, times=repeats))
+      piece = repeat_frames(piece, times=repeats)
+      piece = TemporalConvolution(3, init=binomial_taps, name="resize")(piece)
     if self.last is not None:
       piece = each_frame(piece, norm_of(self.groups, name="norm_out"))
       piece = piece.replace(x=jax.nn.silu(piece.x))
@@ -268,7 +273,7 @@ class TAE(nn.Module):
   Not in the report: widths and blocks; that norms take their statistics from one frame, which makes
   a video of identical frames the same as an image; where frames halve, at the `temporal_levels`
   outermost of the halvings of sides (None: at all), by the convolution over time that is there
-  anyway; `attention_window`, the latent frames on each side that attention over time sees (None:
+  anyway, which starts as a mean of neighbours there, else as the identity; `attention_window`, the latent frames on each side that attention over time sees (None:
   all), 2 because no frame of the report's tiles of 4 latent frames sees much further.
 
   `temporal` "none" is the image autoencoder, which takes videos as so many images.

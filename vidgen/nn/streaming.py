@@ -98,8 +98,19 @@ def centre_tap(key: jax.Array, shape: Sequence[int], dtype: Any) -> jax.Array:
   return jnp.zeros(tuple(shape), dtype).at[taps // 2].set(jnp.eye(inputs, outputs, dtype=dtype))
 
 
+def binomial_taps(key: jax.Array, shape: Sequence[int], dtype: Any) -> jax.Array:
+  """A kernel [3 i o] that takes a quarter, a half and a quarter of three frames: a still stays.
+
+  Before frames are halved it keeps what would be left out, after they were doubled it makes what
+  lies between two of them.
+  """
+  del key
+  _, inputs, outputs = shape
+  return jnp.array([0.25, 0.5, 0.25], dtype)[:, None, None] * jnp.eye(inputs, outputs, dtype=dtype)
+
+
 class TemporalConvolution(nn.Module):
-  """A convolution over time alone, its channels kept; fresh, it changes nothing.
+  """A convolution over time alone, its channels kept; fresh, it does not change a still.
 
   `taps` is odd; with a `stride` of s, every s-th frame is the centre of a result, ceil(t / s) in
   all. A stream comes in pieces of a multiple of the stride.
