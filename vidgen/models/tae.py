@@ -270,11 +270,12 @@ class TAE(nn.Module):
   position from the start; only the `spatial_levels` outermost halvings are of sides (None: all);
   with `groups` 0 each position's channels are normalised by themselves.
 
-  Not in the report: widths and blocks; that norms take their statistics from one frame, which makes
-  a video of identical frames the same as an image; where frames halve, at the `temporal_levels`
-  outermost of the halvings of sides (None: at all), by the convolution over time that is there
-  anyway, which starts as a mean of neighbours there, else as the identity; `attention_window`, the latent frames on each side that attention over time sees (None:
-  all), 2 because no frame of the report's tiles of 4 latent frames sees much further.
+  Not in the report: widths and blocks; that norms take their statistics from one frame, which
+  makes a video of identical frames the same as an image; where frames halve, at the
+  `temporal_levels` outermost of the halvings of sides (None: at all), by the convolution over
+  time that is there anyway, which starts as a mean of neighbours there, else as the identity;
+  `attention_window`, the latent frames on each side that attention over time sees (None: all), 2
+  because no frame of the report's tiles of 4 latent frames sees much further.
 
   `temporal` "none" is the image autoencoder, which takes videos as so many images.
   """
