@@ -10,6 +10,7 @@ stopped. A stage's config is overridden by --STAGE.config.key=value, as
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from typing import Any
 
 from demo import ROOT, Demo
 
-from vidgen.whole_file import write_whole
+from vidgen.whole_file import whole_file, write_whole
 
 CONFIGS = ROOT / "configs" / "movie_gen"
 STAGES = {
@@ -86,9 +87,8 @@ def main() -> None:
   parser.add_argument("--out", type=Path, default=Path("runs/scores"))
   parser.add_argument("--count", type=int, default=4096, help="training clips")
   parser.add_argument("--samples", type=int, default=256, help="held-out captions, and clips")
-  parser.add_argument(
-    "--i3d", type=Path, help="I3D's weights, as `vidgen eval` takes them: FVD too"
-  )
+  parser.add_argument("--i3d", type=Path, help="its weights, for FVD (default: random ones)")
+  parser.add_argument("--distances", type=int, default=48, help="clips for FVD")
   args, rest = parser.parse_known_args()
   out, own = args.out.resolve(), overrides(parser, rest)
   if out.exists() and not (out / BOOK).exists() and any(out.iterdir()):
@@ -116,14 +116,13 @@ def main() -> None:
       }
       for bucket in sorted(path for path in rebuilt.iterdir() if path.is_dir())
     },
-    "fvd": {
-      name: chain.score(folder, reference, "fvd", "--weights", f"i3d={args.i3d}", "--allow-small")
-      for name, folder, reference in (
-        ("reconstructions", clips["reconstructions"], clips["originals"]),
-        ("high", made["high"], clips["originals"]),
-      )
-      if args.i3d
-    },
+    "fvd": distances(
+      chain,
+      {"reconstructions": clips["reconstructions"], "high": made["high"]},
+      reference=clips["originals"],
+      i3d=args.i3d,
+      count=args.distances,
+    ),
     "seconds": {name: step["seconds"] for name, step in chain.book.items()},
   }
   write_whole(out / "scores.json", (json.dumps(results, indent=2) + "\n").encode())
@@ -195,6 +194,40 @@ def transformers(chain: Chain, data: Path, *, count: int) -> dict[str, Path]:
   return made
 
 
+def distances(
+  chain: Chain, folders: Mapping[str, Path], *, reference: Path, i3d: Path | None, count: int
+) -> dict[str, Any]:
+  """FVD of the first clips of each folder: with random weights a distance of no published scale."""
+  few = chain.out / "first"
+  for name, folder in {"originals": reference, **folders}.items():
+    if not (few / name).exists():
+      (few / name).mkdir(parents=True)
+      for path in sorted(folder.glob("*.mp4"))[:count]:
+        shutil.copyfile(path, few / name / path.name)
+  weights = i3d or random_weights(few / "random_i3d.safetensors")
+  given = ("--weights", f"i3d={weights}", "--allow-small")
+  scores = {
+    name: chain.score(few / name, few / "originals", "fvd", *given)["scores"]["fvd"]["values"]
+    for name in folders
+  }
+  return {"weights": str(i3d or "random"), "clips": count, "values": scores}
+
+
+def random_weights(path: Path) -> Path:
+  """I3D's, drawn from seed 0, in a file as its public ones."""
+  if not path.exists():
+    from safetensors.numpy import save_file
+
+    from vidgen.evals.extractors.i3d import random_i3d
+    from vidgen.interop.layout import to_theirs
+    from vidgen.interop.layouts.i3d import i3d_layout
+    from vidgen.models.i3d import I3D
+
+    with whole_file(path) as temporary:
+      save_file(to_theirs(random_i3d(0), i3d_layout(I3D())), temporary)
+  return path
+
+
 def print_tables(results: dict[str, Any]) -> None:
   """What the probe read, how far reconstructions are from their originals, and the time."""
   print("\n| clips | " + " | ".join(CONDITIONS) + " |\n| --- |" + " --- |" * len(CONDITIONS))
@@ -203,8 +236,11 @@ def print_tables(results: dict[str, Any]) -> None:
   print("\n| reconstructed | PSNR, dB | SSIM |\n| --- | --- | --- |")
   for bucket, found in results["errors"].items():
     print(f"| {bucket} | {found['psnr']['psnr']:.2f} | {found['ssim']['ssim']:.4f} |")
-  for name, score in results["fvd"].items():
-    print(f"FVD, {name}: {score['scores']['fvd']['values']['fvd']:.4g}")
+  fvd = results["fvd"]
+  what = "Fréchet distance, I3D of random weights: no FVD" if fvd["weights"] == "random" else "FVD"
+  print(f"\n| {fvd['clips']} clips against as many originals | {what} |\n| --- | --- |")
+  for name, values in fvd["values"].items():
+    print(f"| {name} | {values['fvd']:.4g} |")
   seconds = results["seconds"]
   print("\nseconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
   print(f"in all {sum(seconds.values()) / 60:.0f} minutes")

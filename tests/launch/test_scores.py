@@ -58,9 +58,12 @@ def test_the_chain_runs_to_its_tables(tmp_path):
   stages = ("tae_image", "tae", "image", "joint", "high", "upsampler")
   short = [f"--{stage}.config.train.steps=2" for stage in stages]
   small = [f"--{stage}.config.train.batch_size=2" for stage in stages]
-  done = scores("--out", tmp_path, "--count", 64, "--samples", 2, *short, *small, timeout=3600)
+  few = ("--count", 64, "--samples", 2, "--distances", 2)
+  done = scores("--out", tmp_path, *few, *short, *small, timeout=3600)
   assert done.returncode == 0, done.stdout + done.stderr
   results = json.loads((tmp_path / "scores.json").read_text())
   assert set(results["probe"]) == {"originals", "reconstructions", "joint", "high", "upsampled"}
   assert results["probe"]["originals"]["all"] == 1.0
   assert set(results["errors"]) == {"video", "video_32", "image", "image_128"}
+  assert results["fvd"]["weights"] == "random" and "no FVD" in done.stdout
+  assert set(results["fvd"]["values"]) == {"reconstructions", "high"}
