@@ -6,8 +6,8 @@
   vidgen train --config configs/movie_gen/t2v_256.py:30b.2 ... --start-from T2V_256
 
 Variants: 30b (the paper's model) and 30b.2, its second phase with twice the batch; 5b, 1b; tiny,
-which learns ShapesWorld in pixel space on two CPU cores; tiny_latent, which is to learn it in the
-latents of tae.py's tiny, from t2i_256.py's, and was not tuned. Full sizes eat latents (16 channels,
+which learns ShapesWorld in pixel space on two CPU cores; tiny_latent, which learns it in the
+latents of tae.py's tiny, from t2i_256.py's. Full sizes eat latents (16 channels,
 stride 8 x 8 x 8) and the embeddings of UL2, ByT5 and MetaCLIP. A batch never mixes shapes: three
 lengths in five aspect ratios, and images in the same five; a clip goes to those of its length (4 to
 16 seconds) and the nearest ratio, and there are ten videos to an image. Learning rates, batch and
@@ -165,7 +165,7 @@ def tiny() -> dict:
 
 
 def tiny_latent() -> dict:
-  """ShapesWorld, 16 frames of 32 x 32 pixels as 2 x 4 x 4 latents, and images; not tuned."""
+  """ShapesWorld, 16 frames of 32 x 32 pixels as 2 x 4 x 4 latents, and images."""
   config = tiny()
   buckets = [
     bucket("video", 16, 32, 32, fps=16.0, weight=1.0),

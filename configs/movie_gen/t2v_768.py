@@ -144,7 +144,7 @@ def tiny() -> dict:
 
 
 def tiny_latent() -> dict:
-  """ShapesWorld, 16 frames of 64 x 64 pixels as 2 x 8 x 8 latents, and images; not tuned."""
+  """ShapesWorld, 16 frames of 64 x 64 pixels as 2 x 8 x 8 latents, and images."""
   buckets = [bucket("video", 16, 64, 64), bucket("image", 1, 64, 64) | {"weight": 0.1}]
   config = learner(buckets, width=128, heads=4, mlp_width=352, patch=[1, 1, 1],
                    max_grid=[2, 8, 8], steps=1200)  # fmt: skip

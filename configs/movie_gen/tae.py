@@ -9,7 +9,7 @@
 Variants: video, 8 x 8 x 8 to 16 channels, images among the clips; video.outliers, which adds the
 outlier penalty: the paper's ablation has 50,000 steps without and 10,000 with it; image, the same
 network without time, for image_1024.py and upsampler.py; tiny_image and tiny, which starts from it,
-on ShapesWorld at 32 to 128 pixels a side, not tuned.
+on ShapesWorld at 32 to 128 pixels a side (how they were found: the system's README).
 One batch of images to three of video, the losses and the penalty's weight are the paper's; batch,
 rates, lengths of clips, resolution and the other weights are not given by it. LPIPS's network runs
 in bfloat16 as the others do. Meant for v5p slices: video on 128 chips, 8.3e15 FLOPs a step, 21.9 of

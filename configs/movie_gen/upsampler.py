@@ -54,7 +54,7 @@ def full() -> dict:
 
 
 def tiny() -> dict:
-  """4 frames of 16 x 16 latents at a time, 2 of them in the next window too; not tuned."""
+  """4 frames of 16 x 16 latents at a time, 2 of them in the next window too."""
   shape = {"name": "video", "frames": 4, "height": 128, "width": 128}
   return {
     "stage": {
@@ -85,7 +85,7 @@ def tiny() -> dict:
       "cache_bytes": 2**28,
     },
     "train": {
-      "steps": 1000,
+      "steps": 500,
       "batch_size": 16,
       "ema_decay": 0.99,
       "save_every": 200,
