@@ -198,19 +198,19 @@ def distances(
   chain: Chain, folders: Mapping[str, Path], *, reference: Path, i3d: Path | None, count: int
 ) -> dict[str, Any]:
   """FVD of the first clips of each folder: with random weights a distance of no published scale."""
-  few = chain.out / "first"
+  few = chain.out / f"first_{count}"
   for name, folder in {"originals": reference, **folders}.items():
-    if not (few / name).exists():
-      (few / name).mkdir(parents=True)
-      for path in sorted(folder.glob("*.mp4"))[:count]:
-        shutil.copyfile(path, few / name / path.name)
-  weights = i3d or random_weights(few / "random_i3d.safetensors")
+    (few / name).mkdir(parents=True, exist_ok=True)
+    for path in sorted(folder.glob("*.mp4"))[:count]:
+      shutil.copyfile(path, few / name / path.name)
+  weights = i3d or random_weights(chain.out / "random_i3d.safetensors")
   given = ("--weights", f"i3d={weights}", "--allow-small")
   scores = {
     name: chain.score(few / name, few / "originals", "fvd", *given)["scores"]["fvd"]["values"]
     for name in folders
   }
-  return {"weights": str(i3d or "random"), "clips": count, "values": scores}
+  clips = len(list((few / "originals").iterdir()))
+  return {"weights": str(i3d or "random"), "clips": clips, "values": scores}
 
 
 def random_weights(path: Path) -> Path:

@@ -223,7 +223,10 @@ def test_many_threads_read_caches(tmp_path):
   path = shard(tmp_path)
   digest = load_index(path).digest
   interval, threshold = sys.getswitchinterval(), gc.get_threshold()
-  watch = lambda *_: None  # noqa: E731
+
+  def watch(*_):
+    pass
+
   gc.callbacks.append(watch)
   try:
     sys.setswitchinterval(1e-6)
