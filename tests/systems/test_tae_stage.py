@@ -14,7 +14,7 @@ from vidgen.dist.flops import flops_of
 from vidgen.errors import ConfigError
 from vidgen.models.lpips import lpips_flops
 from vidgen.systems import SampleSettings, make_stage
-from vidgen.systems.movie_gen.shapes import BatchShape
+from vidgen.systems.shapes import BatchShape
 from vidgen.systems.movie_gen.tae import DiscriminatorConfig, TAEConfig, TAEStage, outlier_penalty
 from vidgen.systems.stage import step_flops
 from vidgen.train.experiment import OptimizerConfig, TrainConfig

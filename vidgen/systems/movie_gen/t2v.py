@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -18,8 +18,7 @@ from vidgen.models.movie_gen_dit import MovieGenDiT, forward_flops
 from vidgen.nn.partition import axes_of, unboxed
 from vidgen.nn.patches import Grid, grid_of
 from vidgen.nn.remat import RematPolicy
-from vidgen.nn.words import END, ByteWordEncoder, word_encoder_flops, words_cut
-from vidgen.systems.movie_gen.shapes import (
+from vidgen.systems.shapes import (
   BatchShape,
   LatentConfig,
   array_spec,
@@ -27,26 +26,15 @@ from vidgen.systems.movie_gen.shapes import (
   shape_of,
 )
 from vidgen.systems.stage import Batch, BatchSpec, Metrics, Params, SampleSettings
-
-
-@dataclasses.dataclass(frozen=True)
-class TextStream:
-  """Embeddings of a frozen text encoder, computed beforehand: their width and padded length."""
-
-  width: int
-  length: int
-
-
-@dataclasses.dataclass(frozen=True)
-class ByteTextConfig:
-  """A small text encoder over bytes, trained along; for worlds with few words."""
-
-  length: int = 96  # bytes of a caption, padded
-  words: int = 24
-  width: int = 128
-  layers: int = 1
-  heads: int = 4
-  mlp_width: int = 256
+from vidgen.systems.text import (
+  ByteTextConfig,
+  Text,
+  TextReader,
+  TextStream,
+  bytes_full,
+  check_text,
+  encoder_params,
+)
 
 
 def _paper_streams() -> dict[str, TextStream]:
@@ -99,8 +87,7 @@ class T2VConfig:
   scan_unroll: int = 1
 
   def __post_init__(self):
-    if bool(self.text_streams) == (self.text_encoder is not None):
-      raise ValueError("give exactly one of text_streams and text_encoder")
+    check_text(self.text_streams, self.text_encoder)
     if self.width % self.heads:
       raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
     if self.time_scale <= 0 or self.noise_floor <= 0 or not 0 <= self.sigma_min < 1:
@@ -155,9 +142,6 @@ class T2VConfig:
     return self.latent_shape(shape)
 
 
-Text = tuple[Mapping[str, Float[Array, "b _ _"]], Mapping[str, Bool[Array, "b _"]]]
-
-
 class T2VStage:
   """`vidgen.systems.stage.Stage` for Movie Gen Video.
 
@@ -172,25 +156,14 @@ class T2VStage:
     c = config
     self.flow = flow.Flow(sigma_min=c.sigma_min)
     self.times = flow.LogitNormal(loc=c.time_loc, scale=c.time_scale)
-    self.encoder = None
-    widths = {name: stream.width for name, stream in c.text_streams.items()}
-    if c.text_encoder is not None:
-      text = c.text_encoder
-      self.encoder = ByteWordEncoder(
-        words=text.words,
-        width=text.width,
-        layers=text.layers,
-        heads=text.heads,
-        mlp_width=text.mlp_width,
-      )
-      widths = {"bytes": text.width}
+    self.text = TextReader(c.text_streams, c.text_encoder)
     self.network = MovieGenDiT(
       channels=c.latent_shape(c.buckets[0])[-1],
       layers=c.layers,
       width=c.width,
       heads=c.heads,
       mlp_width=c.mlp_width,
-      text_widths=widths,
+      text_widths=self.text.widths,
       patch=c.patch,
       max_grid=c.max_grid,
       position_scale=c.position_scale,
@@ -241,9 +214,8 @@ class T2VStage:
     condition = jnp.zeros((1, *self.config.patch, channels)) if channels else None
     inputs = (latents, jnp.zeros(1), text, masks, condition)
     params = {"network": self.network.init(network_rng, *inputs)["params"]}
-    if self.encoder is not None:
-      tokens = jnp.full((1, 1), END, jnp.int32)
-      params["text"] = self.encoder.init(text_rng, tokens, jnp.ones((1, 1), bool))["params"]
+    if self.text.encoder is not None:
+      params["text"] = self.text.init(text_rng)
     return params
 
   def loss(self, params: Params, batch: Batch, rng: Key[Array, " b"]) -> tuple[Array, Metrics]:
@@ -271,8 +243,8 @@ class T2VStage:
       inside = (time.value >= low) & (time.value < high)
       probability = self.times.probability(low, high)
       metrics[f"loss_time_{i}"] = jnp.mean(losses * inside) / max(probability, 1e-9)
-    if self.encoder is not None:
-      metrics["text_cut"] = jnp.mean(self.text_cut(batch) | batch["text_mask"].all(axis=1))
+    if self.text.encoder is not None:
+      metrics["text_cut"] = jnp.mean(self.text_cut(batch) | bytes_full(batch))
     return losses.mean(), metrics
 
   def _draw(self, rng, shape):
@@ -288,23 +260,7 @@ class T2VStage:
     return self._text(params, batch)
 
   def _text(self, params: Params, batch: Batch) -> Text:
-    if self.encoder is None:
-      names = list(self.config.text_streams)
-      return {n: batch[n] for n in names}, {n: batch[f"{n}_mask"] for n in names}
-    variables = {"params": params["text"]}
-    encoded: Any = self.encoder.apply(variables, batch["text"], batch["text_mask"])
-    words, present = encoded
-    return {"bytes": words}, {"bytes": present}
-
-  def _without_text(self, batch: Batch) -> Batch:
-    """`batch` with the null caption: the empty one, or for embeddings none at all."""
-    if self.encoder is None:
-      masks = {f"{name}_mask" for name in self.config.text_streams}
-      return {name: jnp.zeros_like(x) if name in masks else x for name, x in batch.items()}
-    first = jnp.arange(batch["text"].shape[1]) == 0
-    tokens = jnp.broadcast_to(jnp.where(first, END, 0), batch["text"].shape)
-    mask = jnp.broadcast_to(first, tokens.shape)
-    return {**batch, "text": tokens.astype(batch["text"].dtype), "text_mask": mask}
+    return self.text.read(encoder_params(params), batch)
 
   def sample(
     self, params: Params, inputs: Batch, rng: Key[Array, " b"], settings: SampleSettings
@@ -319,7 +275,7 @@ class T2VStage:
     velocity = guided(
       lambda x, time, conditions: self._velocity(params, x, time, conditions),
       conditional=self._conditions(params, inputs),
-      null=self._conditions(params, self._without_text(inputs)),
+      null=self._conditions(params, self.text.without(inputs)),
       scale=settings.guidance_scale,
     )
     latents = flow.euler(velocity, noise, times=sampler_times(settings))
@@ -346,9 +302,7 @@ class T2VStage:
 
   def text_cut(self, batch: Batch) -> Bool[Array, " b"]:
     """Which texts have more words than the text encoder reads; none of embeddings, read whole."""
-    if self.encoder is None:
-      return jnp.zeros(len(next(iter(batch.values()))), bool)
-    return words_cut(batch["text"], batch["text_mask"], words=self.encoder.words)
+    return self.text.cut(batch)
 
   def batch_spec(self, batch_size: int, bucket: str = "video") -> BatchSpec:
     """What `loss` eats, for one bucket.
@@ -359,13 +313,7 @@ class T2VStage:
     shape = self.config.latent_shape(shape_of(self.config.buckets, bucket))
     name = "video" if self.config.latent is None else "latents"
     spec = {name: array_spec((batch_size, *shape), jnp.float32)}
-    if self.config.text_encoder is not None:
-      tokens = (batch_size, self.config.text_encoder.length)
-      spec["text"] = array_spec(tokens, jnp.int32)
-      spec["text_mask"] = array_spec(tokens, jnp.bool_)
-    for name, stream in self.config.text_streams.items():
-      spec[name] = array_spec((batch_size, stream.length, stream.width), jnp.float32)
-      spec[f"{name}_mask"] = array_spec((batch_size, stream.length), jnp.bool_)
+    spec |= self.text.spec(batch_size)
     spec["fps"] = array_spec((batch_size,), jnp.float32)
     return spec
 
@@ -373,12 +321,9 @@ class T2VStage:
     """FLOPs of the matrix products of one forward pass over such a batch."""
     shape = batch_spec["video" if self.config.latent is None else "latents"].shape
     grid = self.config.grid(shape[1:4])
-    if self.encoder is None:
-      lengths = {name: batch_spec[name].shape[1] for name in self.config.text_streams}
-      return forward_flops(self.network, grid=grid, text_lengths=lengths, batch=shape[0])
-    text = word_encoder_flops(self.encoder, length=batch_spec["text"].shape[1], batch=shape[0])
-    lengths = {"bytes": self.encoder.words}
-    return text + forward_flops(self.network, grid=grid, text_lengths=lengths, batch=shape[0])
+    lengths = {name: batch_spec[name].shape[1] for name in self.text.streams} or self.text.lengths
+    network = forward_flops(self.network, grid=grid, text_lengths=lengths, batch=shape[0])
+    return network + self.text.flops(batch_spec)
 
 
 def sampler_times(settings: SampleSettings) -> np.ndarray:

@@ -16,7 +16,7 @@ from vidgen.models.lpips import LPIPS, Net, lpips_flops
 from vidgen.models.tae import TAE, Posterior, Temporal, tae_flops
 from vidgen.nn.partition import axes_of, unboxed
 from vidgen.nn.remat import RematPolicy
-from vidgen.systems.movie_gen.shapes import BatchShape, array_spec, check_shapes, shape_of
+from vidgen.systems.shapes import BatchShape, array_spec, check_shapes, shape_of
 from vidgen.systems.stage import Batch, BatchSpec, Metrics, Params, SampleSettings
 
 # Folded into an example's key, one for each kind of draw.

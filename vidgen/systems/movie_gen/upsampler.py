@@ -18,8 +18,8 @@ from vidgen.diffusion.guidance import guided
 from vidgen.diffusion.windows import Kind, multi_diffusion, window_starts, window_weights
 from vidgen.errors import ConfigError
 from vidgen.nn.patches import Grid, grid_of
-from vidgen.systems.movie_gen.shapes import BatchShape, LatentConfig
 from vidgen.systems.movie_gen.t2v import T2VConfig, T2VStage, sampler_times
+from vidgen.systems.shapes import BatchShape, LatentConfig
 from vidgen.systems.stage import Batch, BatchSpec, Metrics, Params, SampleSettings
 
 # Folded into the key of a sample or an example, for draws that are not the base stage's: a chain
@@ -123,7 +123,7 @@ class UpsamplerStage(T2VStage):
     self._check(condition.shape, size=size, settings=settings)
     texts = {
       "text": self._text(params, inputs),
-      "null": self._text(params, self._without_text(inputs)),
+      "null": self._text(params, self.text.without(inputs)),
     }
 
     def predict(x, time, texts, condition):

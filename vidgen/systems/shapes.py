@@ -1,4 +1,4 @@
-"""The shapes that the stages of Movie Gen train on."""
+"""The shapes that stages train on."""
 
 import dataclasses
 from collections.abc import Sequence
