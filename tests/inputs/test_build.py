@@ -16,7 +16,8 @@ from vidgen import cli
 from vidgen import config as cfg
 from vidgen.errors import ConfigError, DataError
 from vidgen.inputs import build as build_module
-from vidgen.inputs.build import MARK, build_dataset, load_recipe, verify_shards
+from vidgen.inputs.build import MARK, build_dataset, load_recipe, make_generator, verify_shards
+from vidgen.inputs.decode import decode_video
 from vidgen.inputs.prompts import read_prompts
 from vidgen.inputs.sources import open_source
 
@@ -42,6 +43,13 @@ def content(folder):
 def built(tmp_path_factory):
   folder = tmp_path_factory.mktemp("built") / "data"
   return folder, build_dataset(small(), folder, workers=1)
+
+
+def test_a_clip_for_a_cascade_has_the_largest_models_frames_and_size():
+  generator = make_generator(load_recipe(f"{RECIPE}:cascade"))
+  record = generator.record("video", seed=0, split="train", index=0, key="a")
+  clip = decode_video(record.files["mp4"])
+  assert clip.frames.shape == (128, 96, 160, 3) and clip.duration == 2.0
 
 
 def test_layout_counts_and_readers(built):

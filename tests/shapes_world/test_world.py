@@ -195,6 +195,11 @@ def test_stripes_have_equal_shares_at_any_height(height):
   assert np.isclose(stripes.mean(), 128) and stripes.std() > 30
 
 
+def test_some_frames_are_those_of_the_whole_clip():
+  clip = sample_clip(SPEC, seed=2, index=5)
+  assert (render(clip, SPEC, frames=[9, 3]) == render(clip, SPEC)[[9, 3]]).all()
+
+
 def test_two_figures_are_both_drawn_and_do_not_overlap():
   for i in itertools.count():
     clip = sample_clip(WorldSpec(two_objects=1.0), seed=0, index=i)

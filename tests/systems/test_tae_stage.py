@@ -14,8 +14,8 @@ from vidgen.dist.flops import flops_of
 from vidgen.errors import ConfigError
 from vidgen.models.lpips import lpips_flops
 from vidgen.systems import SampleSettings, make_stage
-from vidgen.systems.shapes import BatchShape
 from vidgen.systems.movie_gen.tae import DiscriminatorConfig, TAEConfig, TAEStage, outlier_penalty
+from vidgen.systems.shapes import BatchShape
 from vidgen.systems.stage import step_flops
 from vidgen.train.experiment import OptimizerConfig, TrainConfig
 from vidgen.train.optimizer import make_optimizers

@@ -12,7 +12,6 @@ clipped. Loss: `velocity_from_data` of the target, weighted by "v" or "truncated
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 

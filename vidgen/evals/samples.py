@@ -24,7 +24,7 @@ from vidgen.systems import SampleSettings
 from vidgen.whole_file import write_whole
 
 FILE = "samples.jsonl"
-QUANTISATION = "uint8 RGB decoded from the MP4 file"
+QUANTISATION = "uint8 RGB decoded from the MP4 file, colour interpolated at every pixel"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -109,7 +109,7 @@ def _nearest(
   if not tolerance:
     return candidates
   own = np.log(np.maximum(rows["width"], 1) / np.maximum(rows["height"], 1))
-  aspects = np.array([bucket.width / bucket.height for bucket in buckets])
+  aspects = np.array([bucket.covered[1] / bucket.covered[0] for bucket in buckets])
   distance = np.where(candidates, np.abs(np.log(aspects)[:, None] - own), np.inf)
   nearest = distance.argmin(0)
   within = distance.min(0) <= math.log1p(tolerance)
@@ -120,7 +120,8 @@ def _large_enough(bucket: Bucket, rows: np.ndarray, *, most: float) -> np.ndarra
   if not most:
     return np.ones(len(rows), bool)
   enlarged = np.maximum(
-    bucket.width / np.maximum(rows["width"], 1), bucket.height / np.maximum(rows["height"], 1)
+    bucket.covered[1] / np.maximum(rows["width"], 1),
+    bucket.covered[0] / np.maximum(rows["height"], 1),
   )
   return enlarged <= most * (1 + 1e-9)
 

@@ -19,6 +19,14 @@ class Bucket:
   least `min_rate` frames per second of its own; 0 is no bound. With `rate` "spread" the frames of a
   clip shorter than frames / fps are spread evenly over all of it: fps is the lowest rate there is.
   A clip must then have as many frames of its own as are sampled.
+
+  Behind the frames of a clip stand `images` independent images of `image_subset` (Video Diffusion
+  Models, joint training); with one frame and the same subset a row is a pack of images. It then has
+  a caption for the clip and for each image, in as many slots as `captions` says (0: as many as
+  needed): buckets of as many frames and slots in all have batches of one shape (`inputs.packing`).
+
+  Samples are scaled to cover the height and width of `cover`, of which the bucket's own are cut;
+  (0, 0) is the bucket's own.
   """
 
   name: str = "video"
@@ -33,6 +41,25 @@ class Bucket:
   max_seconds: float = 0.0
   min_rate: float = 0.0
   rate: Literal["fixed", "spread"] = "fixed"
+  images: int = 0
+  image_subset: str = "image"
+  captions: int = 0
+  cover: tuple[int, int] = (0, 0)
+
+  @property
+  def packed(self) -> bool:
+    """Whether rows say which frames belong together, and have a slot for each caption."""
+    return bool(self.images or self.captions)
+
+  @property
+  def slots(self) -> int:
+    """The captions that a packed row has room for."""
+    return self.captions or 1 + self.images
+
+  @property
+  def covered(self) -> tuple[int, int]:
+    """The (height, width) that samples are scaled to cover."""
+    return self.cover if any(self.cover) else (self.height, self.width)
 
   @property
   def chooses(self) -> bool:
@@ -52,6 +79,15 @@ class Bucket:
       raise ValueError(f"bucket {self.name!r}: frames, height and width must be at least 1")
     if self.fps <= 0 or self.weight <= 0:
       raise ValueError(f"bucket {self.name!r}: fps and weight must be positive")
+    if min(self.images, self.captions) < 0 or 0 < self.captions < 1 + self.images:
+      raise ValueError(
+        f"bucket {self.name!r}: captions must be 0, or {1 + self.images} or more for its images, "
+        f"got {self.captions} for {self.images}"
+      )
+    if self.covered[0] < self.height or self.covered[1] < self.width:
+      raise ValueError(
+        f"bucket {self.name!r}: {self.height} x {self.width} cannot be cut of cover {self.cover}"
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +208,7 @@ class InputConfig:
         self.degradation.low_size(bucket.height, bucket.width)
     if self.latents:
       self._check_still()
+    self._check_packed()
     if "fps" in self.prefix and self.embeddings:
       for bucket in self.buckets:
         if bucket.rate == "spread" and bucket.frames > 1:
@@ -199,3 +236,22 @@ class InputConfig:
         raise ValueError(f"{name}: cached latents are of one crop of each clip; say 'center'")
     if self.flip:
       raise ValueError("flip: cached latents are of clips that are not mirrored; set it to 0")
+    for bucket in self.buckets:
+      if any(bucket.cover):
+        raise ValueError(
+          f"bucket {bucket.name!r}: cached latents are of whole clips, without cover"
+        )
+
+  def _check_packed(self) -> None:
+    """That nothing is asked of packed rows that is made for a clip alone."""
+    for bucket in (bucket for bucket in self.buckets if bucket.packed):
+      if self.autoencoder is not None or self.degradation is not None:
+        raise ValueError(
+          f"bucket {bucket.name!r}: images and captions are of pixels alone, without autoencoder "
+          "and degradation"
+        )
+      if bucket.images and bucket.frames > 1 and "fps" in self.prefix and self.embeddings:
+        raise ValueError(
+          "prefix: cached embeddings of a bucket are of captions behind its rate, and the images "
+          f"of bucket {bucket.name!r} have none; run the encoders on every batch"
+        )

@@ -22,7 +22,8 @@ IMAGE = ("jpg", "jpeg", "png", "webp")
 AUDIO = ("wav", "flac", "mp3", "m4a", "ogg")
 AUDIO_RATE = 48_000
 HDR = (16, 18)  # transfer characteristics: SMPTE ST 2084 (PQ), ARIB STD-B67 (HLG)
-_EXACT = Interpolation.ACCURATE_RND | Interpolation.BITEXACT  # equal on every CPU
+# equal on every CPU, and colour at every pixel that is made: without the third, every two share one
+_EXACT = Interpolation.ACCURATE_RND | Interpolation.BITEXACT | Interpolation.FULL_CHR_H_INT
 
 
 # before PyAV 19 a title that is not UTF-8 made a good file unreadable

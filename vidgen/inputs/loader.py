@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vidgen.errors import DataError
-from vidgen.inputs import transforms
+from vidgen.inputs import packing, transforms
 from vidgen.inputs.choice import Choice
 from vidgen.inputs.config import Bucket, InputConfig
 from vidgen.inputs.decode import (
@@ -44,11 +44,23 @@ NOTE_BYTES = 1024  # of memory to know of one sample that it cannot be used
 
 
 class Plan(NamedTuple):
-  """What one batch takes: positions of the bucket's data order and the samples there, int64 [b]."""
+  """What one batch takes: positions of the bucket's data order and the samples there, int64 [b].
+
+  `images`, int64 [b, images], are likewise those of the order of its images, where it has any.
+  """
 
   bucket: str
   positions: np.ndarray
   indices: np.ndarray
+  images: np.ndarray | None = None
+
+
+class Taken(NamedTuple):
+  """Samples as they enter a batch: frames, uint8 [b, t, h, w, 3], or latents; texts; fps [b]."""
+
+  frames: np.ndarray
+  texts: Mapping[str, np.ndarray]
+  fps: np.ndarray
 
 
 class Example(NamedTuple):
@@ -105,7 +117,11 @@ class Loader:
     self._in_work = in_work
     self._latents = dict(latents or {})
     self._streams = streams
-    self._texts = {name: streams.of(source, bucket=name) for name, source in sources.items()}
+    # streams know the buckets of the config alone
+    whose = {packing.image_bucket(bucket).name: bucket.name for bucket in config.buckets}
+    self._texts = {
+      name: streams.of(source, bucket=whose.get(name, name)) for name, source in sources.items()
+    }
     self._config = config
     self._sources = dict(sources)
     self._quarantine = quarantine
@@ -113,7 +129,8 @@ class Loader:
     self._reset()
 
   def _reset(self) -> None:
-    self._buckets = {bucket.name: bucket for bucket in self._config.buckets}
+    buckets = packing.with_image_buckets(self._config).buckets
+    self._buckets = {bucket.name: bucket for bucket in buckets}
     self._tokenizer = make_tokenizer(self._config.tokenizer)
     self._cache: dict[tuple[str, int], Example | BadSample] = {}
     self._cached = 0
@@ -132,18 +149,42 @@ class Loader:
 
     With cached latents, those [b, t, h, w, c] in place of the video.
     With `degradation` also low [b, t, h / factor, w / factor, 3], and artifacts [b].
+    In a packed bucket texts are [b, k, l], and there are segments [b, t] (`inputs.packing`).
 
     Raises:
       DataError: `REDRAWS` bad samples in a row, `SHORT_REDRAWS` clips too short for the bucket, or
         a failure that is not the sample's; all named.
     """
     bucket, config = self._buckets[plan.bucket], self._config
+    frames, texts, fps = self._take(bucket, plan.positions, plan.indices)
+    more: dict[str, np.ndarray] = {}
+    if bucket.packed:
+      images = None
+      if plan.images is not None:
+        positions = packing.image_positions(plan.positions, images=bucket.images)
+        kind = self._buckets[packing.image_bucket(bucket).name]
+        images = self._take(kind, positions.ravel(), plan.images.ravel())
+        frames = packing.join_frames(frames, images.frames)
+      behind = None if images is None else images.texts
+      texts = packing.join_texts(texts, behind, slots=bucket.slots)
+      more["segments"] = packing.segments(len(frames), bucket=bucket)
+    if self._in_work is not None:
+      self._in_work.note("", "")
+    batch = {**self._pictures(frames), **texts, **more, "fps": fps}
+    if config.degradation is not None:
+      seed, positions = bucket_seed(self._seed, bucket.name), plan.positions.tolist()
+      low = degrade(frames, config.degradation, seed=seed, positions=positions)
+      batch |= {"low": transforms.to_unit_range(low.video), "artifacts": low.artifacts}
+    return batch
+
+  def _take(self, bucket: Bucket, positions: np.ndarray, indices: np.ndarray) -> Taken:
+    """The samples `indices` at these positions of a bucket's order, int64 [b]."""
+    config = self._config
     seed = bucket_seed(self._seed, bucket.name)
-    draws = uniforms(seed, plan.positions, draws=transforms.DRAWS)
-    crops = self._crops(draws)
+    draws = uniforms(seed, positions, draws=transforms.DRAWS)
     frames, tokens, streams, rates = [], [], [], []
     for position, index, crop in zip(
-      plan.positions.tolist(), plan.indices.tolist(), crops.tolist(), strict=True
+      positions.tolist(), indices.tolist(), self._crops(draws).tolist(), strict=True
     ):
       picture, example = self._draw(bucket, seed=seed, position=position, index=index, crop=crop)
       frames.append(picture)
@@ -151,8 +192,6 @@ class Loader:
       streams.append(example.streams)
       rates.append(example.fps)
     video, tokens = np.stack(frames), np.stack(tokens)
-    if self._in_work is not None:
-      self._in_work.note("", "")
     mirrored = draws[:, transforms.FLIP] < config.flip
     if mirrored.any():
       video[mirrored] = video[mirrored, :, :, ::-1]
@@ -161,18 +200,9 @@ class Loader:
     transforms.drop_captions(
       tokens, mask, dropped, end=self._tokenizer.end, pad=self._tokenizer.pad
     )
-    batch = {
-      **self._pictures(video),
-      "text": tokens,
-      "text_mask": mask,
-      **self._streams.collate(streams, dropped=dropped),
-      "fps": np.asarray(rates, np.float32),
-    }
-    if config.degradation is not None:
-      positions = plan.positions.tolist()
-      low = degrade(video, config.degradation, seed=seed, positions=positions)
-      batch |= {"low": transforms.to_unit_range(low.video), "artifacts": low.artifacts}
-    return batch
+    made = self._streams.collate(streams, dropped=dropped)
+    texts = {"text": tokens, "text_mask": mask, **made}
+    return Taken(video, texts, np.asarray(rates, np.float32))
 
   def _pictures(self, frames: np.ndarray) -> dict[str, np.ndarray]:
     """Frames or cached latents as they enter a batch."""
@@ -222,7 +252,9 @@ class Loader:
 
   def _fits_another(self, bucket: Bucket, duration: float) -> bool:
     return any(
-      other.span().fits(duration) for other in self._config.buckets if other.subset == bucket.subset
+      other.span().fits(duration)
+      for other in self._buckets.values()
+      if other.subset == bucket.subset
     )
 
   def _cut(self, example: Example, bucket: Bucket, crop: list[float]) -> np.ndarray:
@@ -292,7 +324,7 @@ class Loader:
 
 
 def decode_clip(sample: Sample, bucket: Bucket, *, config: InputConfig, time: float) -> Clip:
-  """The clip at the bucket's size: the whole with a cache, else the part that `time` asks for.
+  """The clip as the bucket scales it: the whole with a cache, else the part that `time` asks for.
 
   Raises:
     BadSample: as `decode_sample`.
@@ -319,12 +351,12 @@ def still_frames(
 
 
 def decode_sample(sample: Sample, bucket: Bucket, *, limits: Limits, span: Span | None) -> Clip:
-  """The clip or image of a sample, scaled to cover the bucket's size; as `decode_video`.
+  """The clip or image of a sample, scaled to what the bucket covers; as `decode_video`.
 
   Raises:
     BadSample: it has none, or one that is damaged or too short.
   """
-  cover = (bucket.height, bucket.width)
+  cover = bucket.covered
   for suffix in VIDEO:
     if suffix in sample:
       return decode_video(sample[suffix], cover=cover, limits=limits, span=span)

@@ -25,6 +25,7 @@ from vidgen.inputs.config import Bucket, InputConfig
 from vidgen.inputs.latents import cached_autoencoder, open_latents
 from vidgen.inputs.loader import Loader, Plan, bucket_seed
 from vidgen.inputs.order import shuffled
+from vidgen.inputs.packing import image_bucket, image_positions, with_image_buckets
 from vidgen.inputs.quarantine import Budget, Quarantine
 from vidgen.inputs.sources import open_source
 from vidgen.inputs.streams import Streams, open_streams
@@ -39,6 +40,7 @@ _STREAMS = ("encoders", "embeddings", "autoencoder", "latents")
 # not of a position that was saved before they were there, unless they are used
 _LATER = ("degradation", "prefix", "camera_confidence", "aspect_tolerance", "max_upsampling")
 _LATER_OF_BUCKETS = ("group", "min_seconds", "max_seconds", "min_rate", "rate")
+_LATER_OF_BUCKETS += ("images", "image_subset", "captions", "cover")
 
 
 def make_dataset(
@@ -76,22 +78,23 @@ def make_dataset(
   if not len(rows) or not 0 <= min(rows) <= max(rows) < batch_size:
     raise ConfigError(f"rows {list(rows)[:8]} of batches of {batch_size}")
   buckets = [b for b in config.buckets if bucket in (None, b.name)]
+  drawn = [*buckets, *(image_bucket(b) for b in buckets if b.images)]
   subsets = {
     subset: open_source(directory, subset=subset, split=split)
-    for subset in dict.fromkeys(b.subset for b in buckets)
+    for subset in dict.fromkeys(b.subset for b in drawn)
   }
-  sources = {b.name: subsets[b.subset] for b in buckets}
+  sources = {b.name: subsets[b.subset] for b in drawn}
   if quarantine_path is None:
     folder = f"vidgen-{uuid.uuid4().hex}"  # made only when there is something to write
     quarantine_path = os.path.join(tempfile.gettempdir(), folder, "quarantine.jsonl")
-  total = sum({b.subset: len(sources[b.name]) for b in buckets}.values())
+  total = sum(map(len, subsets.values()))
   budget = Budget(count=config.bad_count, fraction=config.bad_fraction, total=total)
   shards = {shard for source in sources.values() for shard in source.shards}
   quarantine = Quarantine(quarantine_path, budget=budget, shards=shards)
   for source in sources.values():
     for problem in source.problems:
       quarantine.record(problem)
-  choices = choose_samples(config, directory, sources=subsets)
+  choices = choose_samples(with_image_buckets(config), directory, sources=subsets)
   for choice in choices.values():
     for bad in choice.bad:
       quarantine.record(bad)
@@ -109,7 +112,16 @@ def make_dataset(
   chosen = {name: numbers for one in choices.values() for name, numbers in one.chosen.items()}
   for name, cached in latents.items():
     cached.check_whole(chosen.get(name))
-  samples = {b.name: len(chosen.get(b.name, sources[b.name])) for b in buckets}
+  places = {
+    name: _Places(
+      name, seed=seed, shuffle=config.shuffle, samples=len(source), chosen=chosen.get(name)
+    )
+    for name, source in sources.items()
+  }
+  samples = {
+    b.name: 0 if b.images and not len(places[image_bucket(b).name]) else len(places[b.name])
+    for b in buckets
+  }
   if not any(samples.values()):
     raise NoBatch(
       f"data set {directory}: no {split} sample is for {_listed(buckets)}: "
@@ -125,13 +137,11 @@ def make_dataset(
   orders = [
     grain.MapDataset.range(batches[b.name]).map(
       _Order(
-        b.name,
-        length=samples[b.name],
+        b,
         size=batch_size,
         rows=rows,
-        seed=seed,
-        shuffle=config.shuffle,
-        chosen=chosen.get(b.name),
+        places=places[b.name],
+        image_places=places[image_bucket(b).name] if b.images else None,
       )
     )
     for b in used
@@ -150,7 +160,7 @@ def make_dataset(
     "repeat": repeat,
     "workers": config.workers,
     "whole_clips": config.cache_bytes > 0,  # decides which damaged clips are found out
-    "data": digest({b.subset: sources[b.name].describe() for b in buckets}),
+    "data": digest({name: source.describe() for name, source in subsets.items()}),
     "inputs": {
       **_used(config, later=_LATER, never=(*_SPEED, *_STREAMS)),
       "buckets": [_used(b, later=_LATER_OF_BUCKETS) for b in config.buckets],
@@ -185,35 +195,52 @@ def _used(tree: Any, *, later: Sequence[str], never: Sequence[str] = ()) -> dict
   }
 
 
-class _Order:
-  """Turns the number of a batch into what `rows` of its `size` take: positions in an order.
-
-  The order is of `length` samples: the first of the source, or those that are `chosen`.
-  """
+class _Places:
+  """The order of a bucket: from positions to samples, all of its source or those `chosen`."""
 
   def __init__(
-    self, bucket: str, *, length: int, size: int, rows: Sequence[int], seed: int, shuffle: bool,
-    chosen: np.ndarray | None = None,
-  ):  # fmt: skip
-    self.chosen = chosen
-    self.bucket = bucket
-    self.length = length
-    self.size = size
-    self.rows = np.asarray(rows, np.int64)
+    self, bucket: str, *, seed: int, shuffle: bool, samples: int, chosen: np.ndarray | None
+  ):
     self.seed = bucket_seed(seed, bucket)
     self.shuffle = shuffle
+    self.length = samples if chosen is None else len(chosen)
+    self.chosen = chosen
 
-  def __call__(self, number: int) -> Plan:
-    positions = number * self.size + self.rows
+  def __len__(self) -> int:
+    return self.length
+
+  def __call__(self, positions: np.ndarray) -> np.ndarray:
+    """The sample at each position, int64 [n]."""
     places = positions % self.length
     if self.shuffle:
       places = shuffled(self.seed, positions, length=self.length)
-    return Plan(self.bucket, positions, places if self.chosen is None else self.chosen[places])
+    return places if self.chosen is None else self.chosen[places]
+
+
+class _Order:
+  """Turns the number of a batch into what `rows` of its `size` take."""
+
+  def __init__(
+    self, bucket: Bucket, *, size: int, rows: Sequence[int], places: _Places,
+    image_places: _Places | None,
+  ):  # fmt: skip
+    self.bucket = bucket
+    self.size = size
+    self.rows = np.asarray(rows, np.int64)
+    self.places, self.image_places = places, image_places
+
+  def __call__(self, number: int) -> Plan:
+    positions = number * self.size + self.rows
+    plan = Plan(self.bucket.name, positions, self.places(positions))
+    if self.image_places is None:
+      return plan
+    taken = image_positions(positions, images=self.bucket.images)
+    return plan._replace(images=self.image_places(taken.ravel()).reshape(taken.shape))
 
 
 def describe_data(config: InputConfig, directory: str, *, split: str = "train") -> dict[str, Any]:
   """What of the data set a resumed run must find unchanged: shards, sizes, counts, digests."""
-  subsets = sorted({bucket.subset for bucket in config.buckets})
+  subsets = sorted({bucket.subset for bucket in with_image_buckets(config).buckets})
   return {
     subset: open_source(directory, subset=subset, split=split).describe() for subset in subsets
   }

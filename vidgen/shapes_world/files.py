@@ -106,7 +106,7 @@ class ShapesWorldFiles:
   def _image(self, seed: int, split: str, index: int):
     clip = sample_clip(self.world, seed=seed, split=split, index=index, purpose="image")
     moment = int(stream(seed, split=split, index=index, purpose="caption").integers(2**31))
-    picture = render(clip, self.world)[moment % self.world.frames]
+    picture = render(clip, self.world, frames=[moment % self.world.frames])[0]
     template = captions.IMAGE_TEMPLATES[len(clip.figures) - 1]
     caption = captions.word(clip, template, stated=("size",))
     facts = attributes(clip)

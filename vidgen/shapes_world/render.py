@@ -20,10 +20,12 @@ from vidgen.shapes_world.world import (
 )
 
 
-def render(clip: Clip, spec: WorldSpec) -> UInt8[np.ndarray, "t h w 3"]:
-  """The frames of a clip; frame k shows the time k / fps."""
-  times = np.arange(spec.frames) / spec.fps
-  video = np.empty((spec.frames, spec.height, spec.width, 3), np.float32)
+def render(
+  clip: Clip, spec: WorldSpec, *, frames: Sequence[int] | None = None
+) -> UInt8[np.ndarray, "t h w 3"]:
+  """The frames of a clip, or those of these numbers; frame k shows the time k / fps."""
+  times = np.asarray(range(spec.frames) if frames is None else frames) / spec.fps
+  video = np.empty((len(times), spec.height, spec.width, 3), np.float32)
   video[:] = background(clip.background, height=spec.height, width=spec.width)
   for figure in clip.figures:
     for frame, (x, y) in zip(video, figure.positions(times), strict=True):

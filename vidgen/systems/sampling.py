@@ -27,23 +27,45 @@ def sample_keys(seed: Seed, index: Index) -> Key[Array, " b"]:
 
 
 def input_spec(stage: Stage, batch_size: int) -> dict[str, ArraySpec]:
-  """What a sample is made from: the batch spec less what is generated."""
+  """What a sample is made from.
+
+  The batch spec less what is generated, unless the stage has an `input_spec` of its own.
+  """
+  own = getattr(stage, "input_spec", None)
+  if own is not None:
+    return dict(own(batch_size))
   spec = stage.batch_spec(batch_size, stage.buckets[0])
   return {name: array for name, array in spec.items() if name not in stage.generated}
 
 
+def inputs_of(stage: Stage, batch: Batch) -> Batch:
+  """What samples that are like the clips of a `batch` of the first bucket are made from.
+
+  The arrays of `input_spec`, unless the stage makes them of the batch, by its own `inputs_of`.
+  """
+  own = getattr(stage, "inputs_of", None)
+  return {name: batch[name] for name in input_spec(stage, 1)} if own is None else own(batch)
+
+
 def sampling_flops(stage: Stage, settings: SampleSettings, *, batch_size: int) -> float:
-  """Model FLOPs of sampling a batch: with guidance two evaluations of the network a step."""
+  """Model FLOPs of sampling a batch.
+
+  With guidance there are two evaluations of the network a step, unless the stage says by its own
+  `evaluations(settings)` how many there are in all.
+  """
+  own = getattr(stage, "evaluations", None)
   passes = 1 if settings.guidance_scale in (0.0, 1.0) else 2
+  evaluations = settings.steps * passes if own is None else own(settings)
   spec = dict(stage.batch_spec(batch_size, stage.buckets[0]))
-  if any(size is not None for size in (settings.frames, settings.height, settings.width)):
+  asked = any(size is not None for size in (settings.frames, settings.height, settings.width))
+  if asked or getattr(stage, "input_spec", None) is not None:
     shape = sampled(stage, settings, batch_size=batch_size)["latents"].shape
-    inputs = input_spec(stage, batch_size)
-    spec = {
-      name: array if name in inputs else dataclasses.replace(array, shape=shape)
+    spec = input_spec(stage, batch_size) | {
+      name: dataclasses.replace(array, shape=shape)
       for name, array in spec.items()
+      if name in stage.generated
     }
-  return settings.steps * passes * stage.flops(spec)
+  return evaluations * stage.flops(spec)
 
 
 def sample(

@@ -75,7 +75,14 @@ class SampleSettings:
 
 @runtime_checkable  # so that the tests' type checks can tell a stage
 class Stage(Protocol):
-  """A trainable network as pure functions over pytrees. All arrays have a leading batch axis b."""
+  """A trainable network as pure functions over pytrees. All arrays have a leading batch axis b.
+
+  A stage may have more methods: `step_flops(batch_spec)` and `advance(params, step)` (see the
+  functions), `evaluations(settings)` (`sampling.sampling_flops`), and, where sampling eats what is
+  not in a batch, such as another stage's clips, `input_spec(batch_size)`, which describes that as
+  `batch_spec` does a batch (`sampling.input_spec`), and `inputs_of(batch)`, which makes it of a
+  batch of the first bucket (`sampling.inputs_of`).
+  """
 
   @property
   def buckets(self) -> tuple[str, ...]:
@@ -112,7 +119,7 @@ class Stage(Protocol):
   def sample(
     self, params: Params, inputs: Batch, rng: jax.Array, settings: SampleSettings
   ) -> dict[str, jax.Array]:
-    """Samples for `inputs` (the batch less what is generated); `rng` [b] as in `loss`.
+    """Samples for `inputs` (`sampling.input_spec`); `rng` [b] as in `loss`.
 
     Returns "latents" (what the network generates) and "video" [b, t, h, w, c] in [-1, 1].
     """
@@ -150,3 +157,13 @@ def step_flops(stage: Stage, batch_spec: BatchSpec) -> float:
   """
   own = getattr(stage, "step_flops", None)
   return 3 * stage.flops(batch_spec) if own is None else own(batch_spec)
+
+
+def advanced(stage: Stage, params: Params, step: jax.Array) -> Params:
+  """The parameters with which train step number `step` begins: as they are, for most stages.
+
+  A stage with an `advance` of its own changes those that no optimizer moves, by the step's number:
+  which round of training it is, whose student teaches the next.
+  """
+  own = getattr(stage, "advance", None)
+  return params if own is None else own(params, step)

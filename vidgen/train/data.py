@@ -112,7 +112,8 @@ class ShardData:
     """The arrays of a batch, as `inputs.loader` makes them."""
     streams = (name for stream in self._config.encoders for name in (stream, f"{stream}_mask"))
     pictures = "latents" if self._config.latents else "video"
-    return frozenset({pictures, "text", "text_mask", "fps", *streams})
+    rows = {"segments"} if any(bucket.packed for bucket in self._config.buckets) else set()
+    return frozenset({pictures, "text", "text_mask", "fps", *streams, *rows})
 
   def __next__(self) -> HostBatch:
     """The next batch of this process."""
@@ -187,12 +188,14 @@ class ShardData:
     return None
 
   def captions(self, examples: HostBatch) -> list[str]:
-    """The texts of examples; empty ones where the batch holds embeddings instead of ids."""
+    """The texts of examples, of packed rows the clip's; empty where there are no ids."""
     count = len(next(iter(examples.values())))
     if "text" not in examples or examples["text"].dtype != np.int32:
       return [""] * count
     tokenizer = make_tokenizer(self._config.tokenizer)
-    return [tokenizer.decode(ids.tolist()) for ids in examples["text"]]
+    ids = np.asarray(examples["text"])
+    first = ids if ids.ndim == 2 else ids[:, 0]
+    return [tokenizer.decode(row.tolist()) for row in first]
 
   def close(self) -> None:
     """Stops threads and worker processes."""

@@ -1,9 +1,12 @@
 """Data of captions and clips as the stage reads them: encoded, batch by batch."""
 
-from collections.abc import Mapping
+import functools
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -83,11 +86,11 @@ def check_streams(experiment: Experiment, identities: Mapping[str, Mapping[str, 
         f"config.inputs.encoders.{name}: the stage reads no such stream; it reads "
         f"{', '.join(sorted(spec))}"
       )
-    made = (identity["length"], identity["width"])
-    if spec[name].shape[1:] != made:
+    made, read = (identity["length"], identity["width"]), spec[name].shape[-2:]
+    if read != made:
       raise ConfigError(
         f"config.inputs.encoders.{name}: makes {made[0]} tokens of width {made[1]}, where the "
-        f"stage reads {' x '.join(map(str, spec[name].shape[1:]))}"
+        f"stage reads {' x '.join(map(str, read))}"
       )
 
 
@@ -120,8 +123,10 @@ class EncodedData(DataAround):
 
   def _encoded(self, batch: HostBatch) -> HostBatch:
     streams = {
-      name: encoder.of_rows(
-        np.asarray(batch[name]), np.asarray(batch[f"{name}_mask"]), batch_size=self._batch_size
+      name: _of_texts(
+        functools.partial(encoder.of_rows, batch_size=self._batch_size * _slots(batch[name])),
+        np.asarray(batch[name]),
+        np.asarray(batch[f"{name}_mask"]),
       )
       for name, encoder in self._encoders.items()
     }
@@ -159,7 +164,9 @@ class EncodedData(DataAround):
     if batch is None:
       return None
     streams = {
-      name: np.asarray(encoder(np.asarray(batch[name]), np.asarray(batch[f"{name}_mask"])))
+      name: np.asarray(
+        _of_texts(encoder, np.asarray(batch[name]), np.asarray(batch[f"{name}_mask"]))
+      )
       for name, encoder in self._encoders.items()
     }
     if self._autoencoder is None:
@@ -167,3 +174,17 @@ class EncodedData(DataAround):
     latents = self._autoencoder.encode(np.asarray(batch["video"]))
     rest = {name: array for name, array in batch.items() if name != "video"}
     return {**rest, **streams, "latents": np.asarray(latents)}
+
+
+def _slots(ids: np.ndarray | jax.Array) -> int:
+  """The captions of a row of ids, [b, l] or packed [b, k, l]."""
+  return math.prod(ids.shape[1:-1])
+
+
+def _of_texts(
+  encode: Callable[[np.ndarray, np.ndarray], jax.Array], ids: np.ndarray, mask: np.ndarray
+) -> jax.Array:
+  """What `encode` makes of ids [b, l], or of packed [b, k, l] one caption at a time."""
+  *_, length = ids.shape
+  tokens = encode(ids.reshape(-1, length), mask.reshape(-1, length))
+  return tokens.reshape(-1, *ids.shape[1:], tokens.shape[-1])

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vidgen.dist.rules import batch_shardings, state_shardings
 from vidgen.errors import ConfigError, DataError
-from vidgen.systems.sampling import input_spec, sample
+from vidgen.systems.sampling import input_spec, inputs_of, sample
 from vidgen.systems.stage import ArraySpec, BatchSpec, Metrics, Params, Stage
 from vidgen.train.experiment import Experiment
 from vidgen.train.metrics import means
@@ -29,7 +29,8 @@ class Programs:
   """Programs by bucket, compiled ahead of time; to be used under `dist.mesh.on_mesh`.
 
   abstract: the training state as ShapeDtypeStructs with shardings; shardings: those alone.
-  specs: for every bucket in use, the global batch; devices split it as `config.rules` say.
+  specs: for every bucket in use, the global batch; devices split it as `config.rules` say. Buckets
+  of one shape go by the name of the first, and share its programs.
 
   Raises:
     ConfigError: the data have no bucket of the stage, or a batch does not divide over the devices.
@@ -60,7 +61,11 @@ class Programs:
     names = [name for name in stage.buckets if name in wanted]
     if not names:
       raise ConfigError(f"config.inputs.buckets: none is one of the stage's {stage.buckets}")
-    self.specs = {name: stage.batch_spec(config.batch_size, name) for name in names}
+    self.specs: dict[str, BatchSpec] = {}
+    for name in names:
+      spec = stage.batch_spec(config.batch_size, name)
+      if spec not in self.specs.values():
+        self.specs[name] = spec
     self._layouts = {
       name: batch_shardings(spec, mesh=mesh, rules=rules) for name, spec in self.specs.items()
     }
@@ -206,17 +211,21 @@ class Programs:
 
     `decode` makes them of the latents, where that is all that the stage samples.
     """
-    inputs = {name: examples[name] for name in input_spec(self.stage, 1)}
-    count = len(next(iter(inputs.values())))
+    whole = hasattr(self.stage, "inputs_of")  # they are made of the whole example, in the program
+    names = self.specs[next(iter(self.specs))] if whole else input_spec(self.stage, 1)
+    batch = {name: examples[name] for name in names}
+    count = len(next(iter(batch.values())))
     arguments = jax.device_put(
-      (inputs, np.uint32(self.experiment.train.seed), np.arange(count, dtype=np.uint32)),
+      (batch, np.uint32(self.experiment.train.seed), np.arange(count, dtype=np.uint32)),
       self.replicated,
     )
     if self._sample is None:
       program = functools.partial(sample, stage=self.stage, settings=self.experiment.sample)
       name = "latents" if self.makes_latents else "video"
       jitted = jax.jit(
-        lambda ema, *rest: program(self._average(ema), *rest)[name],
+        lambda ema, batch, *rest: program(self._average(ema), inputs_of(self.stage, batch), *rest)[
+          name
+        ],
         out_shardings=self.replicated,
       )
       self._sample = jitted.lower(params, *arguments).compile()
