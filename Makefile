@@ -36,6 +36,7 @@ demo: $(STAMP)
 
 scores: $(STAMP)
 	$(BIN)/python launch/scores.py
+	$(BIN)/python launch/scores_imagen_video.py
 
 test: $(STAMP)
 	$(BIN)/pytest -n $(WORKERS) tests

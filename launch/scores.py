@@ -21,14 +21,14 @@ from demo import ROOT, Demo
 
 from vidgen.whole_file import whole_file, write_whole
 
-CONFIGS = ROOT / "configs" / "movie_gen"
+CONFIGS = ROOT / "configs"
 STAGES = {
-  "tae_image": "tae.py:tiny_image",
-  "tae": "tae.py:tiny",
-  "image": "t2i_256.py:tiny",
-  "joint": "t2v_256.py:tiny_latent",
-  "high": "t2v_768.py:tiny_latent",
-  "upsampler": "upsampler.py:tiny",
+  "tae_image": "movie_gen/tae.py:tiny_image",
+  "tae": "movie_gen/tae.py:tiny",
+  "image": "movie_gen/t2i_256.py:tiny",
+  "joint": "movie_gen/t2v_256.py:tiny_latent",
+  "high": "movie_gen/t2v_768.py:tiny_latent",
+  "upsampler": "movie_gen/upsampler.py:tiny",
 }
 CONDITIONS = ("shape", "colour", "motion", "background", "all")
 BOOK = "steps.json"  # what was done: the command of each step and the seconds it took, of all tries
@@ -37,11 +37,21 @@ BOOK = "steps.json"  # what was done: the command of each step and the seconds i
 class Chain(Demo):
   """The steps, each once, in a folder; how each was made is kept beside them."""
 
-  def __init__(self, out: Path, overrides: Mapping[str, list[str]]):
+  def __init__(self, out: Path, configs: Mapping[str, str], overrides: Mapping[str, list[str]]):
     super().__init__(out)
-    self.overrides = overrides
+    self.configs, self.overrides = configs, overrides
     book = out / BOOK
     self.book: dict[str, Any] = json.loads(book.read_text()) if book.exists() else {}
+
+  @classmethod
+  def begin(
+    cls, out: Path, configs: Mapping[str, str], overrides: Mapping[str, list[str]]
+  ) -> "Chain":
+    """A chain in the folder `out`, new or its own; the configs of its stages, by name."""
+    if out.exists() and not (out / BOOK).exists() and any(out.iterdir()):
+      sys.exit(f"{out} exists and was not made by this script; give another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    return cls(out, configs, overrides)
 
   def once(self, name: str, *arguments: str | Path) -> None:
     """As `run`, unless it was done before; a step that was made otherwise ends it all."""
@@ -61,9 +71,10 @@ class Chain(Demo):
 
   def train(self, name: str, *arguments: str | Path) -> Path:
     """A stage; returns its run."""
+    config = CONFIGS / self.configs[name]
     self.once(
-      f"train {name}", "train", "--config", CONFIGS / STAGES[name], "--data", self.out / "data",
-      "--workdir", self.out / name, *arguments, *self.overrides.get(name, []),
+      f"train {name}", "train", "--config", config, "--data", self.out / "data", "--workdir",
+      self.out / name, *arguments, *self.overrides.get(name, []),
     )  # fmt: skip
     return self.out / name
 
@@ -90,11 +101,7 @@ def main() -> None:
   parser.add_argument("--i3d", type=Path, help="its weights, for FVD (default: random ones)")
   parser.add_argument("--distances", type=int, default=48, help="clips for FVD")
   args, rest = parser.parse_known_args()
-  out, own = args.out.resolve(), overrides(parser, rest)
-  if out.exists() and not (out / BOOK).exists() and any(out.iterdir()):
-    sys.exit(f"{out} exists and was not made by this script; give another --out")
-  out.mkdir(parents=True, exist_ok=True)
-  chain = Chain(out, own)
+  chain = Chain.begin(args.out.resolve(), STAGES, overrides(parser, rest, stages=STAGES))
   data = build(chain, count=args.count)
   rebuilt = autoencoder(chain, data, count=args.samples)
   made = transformers(chain, data, count=args.samples)
@@ -125,17 +132,19 @@ def main() -> None:
     ),
     "seconds": {name: step["seconds"] for name, step in chain.book.items()},
   }
-  write_whole(out / "scores.json", (json.dumps(results, indent=2) + "\n").encode())
+  write_whole(chain.out / "scores.json", (json.dumps(results, indent=2) + "\n").encode())
   print_tables(results)
 
 
-def overrides(parser: argparse.ArgumentParser, words: list[str]) -> dict[str, list[str]]:
+def overrides(
+  parser: argparse.ArgumentParser, words: list[str], *, stages: Mapping[str, str]
+) -> dict[str, list[str]]:
   """Those of each stage; anything else ends the script with exit code 2."""
   found: dict[str, list[str]] = {}
   for word in words:
     stage, _, rest = word.removeprefix("--").partition(".")
-    if stage not in STAGES or not rest.startswith("config.") or not word.startswith("--"):
-      parser.error(f"{word}: overrides are --STAGE.config.key=value, of {', '.join(STAGES)}")
+    if stage not in stages or not rest.startswith("config.") or not word.startswith("--"):
+      parser.error(f"{word}: overrides are --STAGE.config.key=value, of {', '.join(stages)}")
     found.setdefault(stage, []).append("--" + rest)
   return found
 
@@ -228,11 +237,16 @@ def random_weights(path: Path) -> Path:
   return path
 
 
+def print_probe(probe: Mapping[str, Mapping[str, float]]) -> None:
+  """What the probe read in folders of clips."""
+  print("\n| clips | " + " | ".join(CONDITIONS) + " |\n| --- |" + " --- |" * len(CONDITIONS))
+  for name, accuracy in probe.items():
+    print(f"| {name} | " + " | ".join(f"{accuracy[c]:.0%}" for c in CONDITIONS) + " |")
+
+
 def print_tables(results: dict[str, Any]) -> None:
   """What the probe read, how far reconstructions are from their originals, and the time."""
-  print("\n| clips | " + " | ".join(CONDITIONS) + " |\n| --- |" + " --- |" * len(CONDITIONS))
-  for name, accuracy in results["probe"].items():
-    print(f"| {name} | " + " | ".join(f"{accuracy[c]:.0%}" for c in CONDITIONS) + " |")
+  print_probe(results["probe"])
   print("\n| reconstructed | PSNR, dB | SSIM |\n| --- | --- | --- |")
   for bucket, found in results["errors"].items():
     print(f"| {bucket} | {found['psnr']['psnr']:.2f} | {found['ssim']['ssim']:.4f} |")

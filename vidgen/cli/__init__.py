@@ -18,6 +18,7 @@ VERBS = {
   "train": "train a stage; resumes by itself",
   "average": "the mean of the parameters of several runs",
   "sample": "generate videos from prompts",
+  "cascade": "generate videos through a chain of runs, each making more of the last one's",
   "decode": "saved latents to videos",
   "upsample": "make samples larger",
   "reconstruct": "held-out clips through an autoencoder, to score beside what it was given",

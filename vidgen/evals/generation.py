@@ -19,16 +19,13 @@ import numpy as np
 
 from vidgen.errors import ConfigError
 from vidgen.evals import sample_files as files
-from vidgen.evals.samples import SampleOrigin, SampleRecord, write_records
+from vidgen.evals.samples import SampleOrigin, SampleRecord
 from vidgen.inputs.encoders import TextEncoder
 from vidgen.inputs.prompts import Prompt
 from vidgen.inputs.text import Tokenizer, is_cut, tokenize
-from vidgen.media.sheet import contact_sheet
 from vidgen.systems import ArraySpec, Stage
 from vidgen.systems.sampling import Sampler, input_spec
-from vidgen.whole_file import write_whole
 
-ON_SHEET = 32  # samples
 NONE: Mapping[str, TextEncoder] = types.MappingProxyType({})
 WHOLE = 256 << 20  # bytes of float32 video: what is larger is decoded clip by clip, in pieces
 
@@ -75,18 +72,11 @@ def text_inputs(
   Raises:
     ConfigError: the stage reads what neither the tokenizer nor the encoders make.
   """
+  check_inputs(stage, encoders=encoders, given=given)
   spec = _read(stage, len(prompts), given)
-  streams = {name for stream in encoders for name in (stream, f"{stream}_mask")}
-  if unknown := sorted(set(spec) - {"text", "text_mask", "fps"} - streams):
-    raise ConfigError(
-      f"this stage samples from {', '.join(unknown)}, which prompts do not give; text encoders do, "
-      "of a run whose config.inputs.encoders names them"
-    )
   inputs = {"fps": np.full(len(prompts), fps, np.float32)}
   if "text" in spec:
     inputs |= tokenize(tokenizer, list(prompts), length=spec["text"].shape[1])
-  elif not streams & set(spec):
-    raise ConfigError("this stage reads no text")
   for name, encoder in encoders.items():
     if name in spec:
       inputs |= encoder.of_captions(list(prompts))
@@ -97,6 +87,28 @@ def text_inputs(
         f"{inputs[name].shape[1:]}: make config.inputs.encoders and config.stage.fields agree"
       )
   return {name: inputs[name] for name in spec}
+
+
+def check_inputs(
+  stage: Stage, *, encoders: Collection[str] = (), given: Collection[str] = ()
+) -> None:
+  """That prompts, by text encoders of these names, and what is `given` are all that `stage` needs.
+
+  Raises:
+    ConfigError: it reads something else, or, given nothing, no text.
+  """
+  spec = _read(stage, 1, given)
+  streams = {name for stream in encoders for name in (stream, f"{stream}_mask")}
+  unknown = sorted(set(spec) - {"text", "text_mask", "fps"} - streams)
+  if "low" in unknown:
+    raise ConfigError("this stage makes more of another's clips: `vidgen cascade` chains them")
+  if unknown:
+    raise ConfigError(
+      f"this stage samples from {', '.join(unknown)}, which prompts do not give; text encoders do, "
+      "of a run whose config.inputs.encoders names them"
+    )
+  if not given and not ({"text"} | streams) & set(spec):
+    raise ConfigError("this stage reads no text")
 
 
 def _read(stage: Stage, count: int, given: Collection[str]) -> dict[str, ArraySpec]:
@@ -172,7 +184,7 @@ def generate(
   reused = len(made)
   identity = identity if autoencoder is None else autoencoder.identity
 
-  records, sheet, done = [], [], 0
+  folder, done = files.SampleFolder(directory), 0
   progress(0, len(origins))
   for start in range(0, len(origins), sampler.batch_size):
     batch = list(range(start, min(start + sampler.batch_size, len(origins))))
@@ -194,20 +206,12 @@ def generate(
       clips = _videos(stack, sampler=sampler, autoencoder=autoencoder, shape=shape)
       for i, pieces in zip(batch, clips, strict=True):
         origin = origins[i]
-        video = files.write_video(directory, origin.index, pieces, fps=fps)
-        if len(sheet) < ON_SHEET:
-          sheet.append(video.preview)
-        records.append(
-          files.record_of(origin, video, key=prompts[i].key, cut=cut[i], latents=made[origin.index])
-        )
+        folder.add(origin, pieces, key=prompts[i].key, cut=cut[i], latents=made[origin.index])
     done += len(batch)
     progress(done, len(origins))
   if decode:
-    captions = [p.text for p in prompts[: len(sheet)]]
-    png = contact_sheet(np.stack(sheet), captions=captions, across=2)
-    write_whole(directory / "sheet.png", png)
-    write_records(directory, records)
-  return Generated(tuple(records), reused, sum(cut))
+    folder.finish()
+  return Generated(tuple(folder.records), reused, sum(cut))
 
 
 def _videos(

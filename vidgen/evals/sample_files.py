@@ -4,15 +4,17 @@ In a folder of samples, for sample number i of five digits,
 
   latents/<i>.npy    float32 [t, h, w, c]
   latents/<i>.json   "origin" (what they follow from), "sha256" of the .npy, "frames" (of the video,
-                     in pixels), "autoencoder" (what decodes them, by digests; null: the stage)
+                     in pixels), "autoencoder" (what decodes them, by digests; null: the stage), and
+                     of a cascade's sample "record", once its video is whole
   <i>.mp4, <i>.gif   the video
 """
 
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +22,18 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from vidgen import config as cfg
-from vidgen.errors import NonFiniteError
-from vidgen.evals.samples import FILE, SampleOrigin, SampleRecord
+from vidgen.errors import ConfigError, NonFiniteError
+from vidgen.evals.samples import FILE, SampleOrigin, SampleRecord, write_records
 from vidgen.inputs.storage import file_sha256
 from vidgen.media.gif import encode_gif
 from vidgen.media.pixels import to_rgb
+from vidgen.media.sheet import contact_sheet
 from vidgen.media.video import to_uint8, write_mp4
 from vidgen.whole_file import remove_leftovers, whole_file, write_whole
 
 CRF = 12  # H.264 quality of a sample: few pixels, to be looked at and to be scored
 PREVIEW = 256  # pixels: the longest side of a frame that is kept for the GIF and the sheet
+ON_SHEET, FRAMES_ON_SHEET = 32, 16  # samples, and frames of each
 
 Piece = Float[np.ndarray, "t h w 3"] | UInt8[np.ndarray, "t h w 3"]
 
@@ -55,6 +59,46 @@ def prepare(directory: Path) -> None:
   (directory / FILE).unlink(missing_ok=True)
   for folder in (directory, directory / "latents"):
     remove_leftovers(folder)
+
+
+class SampleFolder:
+  """A folder of samples while it fills: videos at once, the sheet and the records at the end.
+
+  What is held of a sample is its record, and of the first `ON_SHEET` the frames of the sheet.
+  """
+
+  def __init__(self, directory: Path):
+    self.directory = directory
+    self.records: list[SampleRecord] = []
+    self._sheet: list[np.ndarray] = []
+
+  def add(
+    self, origin: SampleOrigin, pieces: Iterable[Piece], *, key: str | None, cut: bool, latents: str
+  ) -> SampleRecord:
+    """Writes the video of the next sample, as `write_video`, and returns its record."""
+    video = write_video(self.directory, origin.index, pieces, fps=origin.fps)
+    record = record_of(origin, video, key=key, cut=cut, latents=latents)
+    self._take(record, lambda: video.preview)
+    return record
+
+  def keep(self, record: SampleRecord, pieces: Iterable[Piece]) -> None:
+    """Takes as the next sample one whose files are there; `pieces` are those of its video."""
+    self._take(record, lambda: np.concatenate([_reduced(to_uint8(piece)) for piece in pieces]))
+
+  def _take(self, record: SampleRecord, preview: Callable[[], np.ndarray]) -> None:
+    self.records.append(record)
+    if len(self._sheet) < ON_SHEET:
+      frames = preview()
+      # Those that the sheet would choose among all.
+      shown = np.linspace(0, len(frames) - 1, min(len(frames), FRAMES_ON_SHEET)).round()
+      self._sheet.append(frames[shown.astype(int)])
+
+  def finish(self) -> None:
+    """Writes the sheet, then the records."""
+    captions = [record.prompt for record in self.records[: len(self._sheet)]]
+    png = contact_sheet(np.stack(self._sheet), captions=captions, across=2, columns=FRAMES_ON_SHEET)
+    write_whole(self.directory / "sheet.png", png)
+    write_records(self.directory, self.records)
 
 
 def record_of(
@@ -105,7 +149,7 @@ def write_latents(
   Raises:
     NonFiniteError: they hold a value that is not a number; nothing is written.
   """
-  if not np.isfinite(array).all():
+  if not all(np.isfinite(frame).all() for frame in array):
     raise NonFiniteError(f"sample {origin.index}: its latents hold values that are not finite")
   file = io.BytesIO()
   np.save(file, np.asarray(array, np.float32), allow_pickle=False)
@@ -119,9 +163,36 @@ def write_latents(
   return sha256
 
 
+def keep_record(directory: Path, record: SampleRecord) -> None:
+  """Puts the record of a sample whose files are all written into the note beside its latents."""
+  path = latents_path(directory, record.index).with_suffix(".json")
+  note = json.loads(path.read_bytes()) | {"record": record}
+  write_whole(path, cfg.canonical_json(note).encode())
+
+
+def finished_record(directory: Path, origin: SampleOrigin) -> SampleRecord | None:
+  """What `keep_record` left of the sample of `origin`, if its files are there and whole."""
+  path = latents_path(directory, origin.index)
+  try:
+    tree = json.loads(path.with_suffix(".json").read_bytes())["record"]
+    record = cfg.build(SampleRecord, tree, path=str(path))
+    video = directory / f"{origin.index:05d}.mp4"
+    same = [getattr(record, f.name) == getattr(origin, f.name) for f in dataclasses.fields(origin)]
+    whole = (
+      all(same)
+      and record.file == video.name
+      and video.with_suffix(".gif").is_file()
+      and record.latents_sha256 == finished_latents(directory, origin)
+      and record.sha256 == file_sha256(video)
+    )
+    return record if whole else None
+  except (OSError, ValueError, KeyError, TypeError, RecursionError, ConfigError):
+    return None  # as in `finished_latents`
+
+
 def read_latents(directory: Path, index: int) -> Float[np.ndarray, "t h w c"]:
-  """The latents of sample `index`."""
-  return np.load(latents_path(directory, index), allow_pickle=False)
+  """The latents of sample `index`, left on the disk until they are used."""
+  return np.load(latents_path(directory, index), mmap_mode="r", allow_pickle=False)
 
 
 def write_video(
@@ -129,7 +200,7 @@ def write_video(
 ) -> VideoFile:
   """Writes the MP4 and the GIF of sample `index` from pieces of its video, one held at a time.
 
-  `crf`: as of `write_mp4`.
+  `crf`: as of `write_mp4`; a video of odd sides is always stored without loss, as none else can be.
 
   Raises:
     NonFiniteError: a piece holds a value that is not a number; no file is left.
@@ -147,8 +218,12 @@ def write_video(
       yield piece
 
   path = directory / f"{index:05d}.mp4"
+  frames = shown()
+  first = next(frames, np.zeros((0, 0, 0, 3), np.uint8))
+  if first.shape[1] % 2 or first.shape[2] % 2:
+    crf = None
   with whole_file(path) as temporary:
-    write_mp4(temporary, shown(), fps=fps, crf=crf)
+    write_mp4(temporary, itertools.chain([first], frames), fps=fps, crf=crf)
     sha256 = file_sha256(temporary)
   preview = np.concatenate(kept)
   write_whole(path.with_suffix(".gif"), encode_gif(preview, fps=fps))

@@ -19,11 +19,10 @@ from jaxtyping import Float, UInt8
 
 from vidgen.errors import DataError
 from vidgen.evals import sample_files as files
-from vidgen.evals.generation import ON_SHEET, Generated, cut_texts, text_inputs
-from vidgen.evals.samples import FILE, SampleOrigin, SampleSet, Video, write_records
+from vidgen.evals.generation import Generated, cut_texts, text_inputs
+from vidgen.evals.samples import FILE, SampleOrigin, SampleSet, Video
 from vidgen.inputs.encoders import TextEncoder
 from vidgen.inputs.text import Tokenizer
-from vidgen.media.sheet import contact_sheet
 from vidgen.systems import Stage
 from vidgen.systems.movie_gen.upsampler import resized
 from vidgen.systems.sampling import Sampler
@@ -141,7 +140,7 @@ def upsample(
   reused = sum(hashed is not None for hashed in found.values())
 
   videos = samples.videos()  # verified before the first is given out
-  records, sheet = [], []
+  folder = files.SampleFolder(directory)
   progress(0, len(origins))
   for start in range(0, len(origins), sampler.batch_size):
     batch = list(range(start, min(start + sampler.batch_size, len(origins))))
@@ -159,21 +158,13 @@ def upsample(
     for i in batch:
       origin, source = origins[i], samples.records[i]
       pieces = pixels.decoded(files.read_latents(directory, origin.index))
-      video = files.write_video(directory, origin.index, pieces, fps=fps)
-      if len(sheet) < ON_SHEET:
-        sheet.append(video.preview)
       hashed = found[origin.index]
       assert hashed is not None  # made above
-      records.append(
-        files.record_of(origin, video, key=source.key, cut=source.cut or cut[i], latents=hashed)
-      )
-    progress(len(records), len(origins))
-  captions = [origin.prompt for origin in origins[: len(sheet)]]
-  png = contact_sheet(np.stack(sheet), captions=captions, across=2)
-  write_whole(directory / "sheet.png", png)
+      folder.add(origin, pieces, key=source.key, cut=source.cut or cut[i], latents=hashed)
+    progress(len(folder.records), len(origins))
   write_whole(directory / SOURCES, (samples.directory / FILE).read_bytes())
-  write_records(directory, records)
-  return Generated(tuple(records), reused, sum(cut))
+  folder.finish()
+  return Generated(tuple(folder.records), reused, sum(cut))
 
 
 def _frames(video: Video, origin: SampleOrigin) -> np.ndarray:

@@ -11,6 +11,11 @@ __all__ = ["ArraySpec", "SampleSettings", "Stage", "make_stage", "stage_config"]
 
 # stage name -> (module, config dataclass, function from that dataclass to a Stage)
 STAGES = {
+  "imagen_video": (
+    "vidgen.systems.imagen_video.stage",
+    "ImagenVideoConfig",
+    "ImagenVideoStage",
+  ),
   "movie_gen/tae": ("vidgen.systems.movie_gen.tae", "TAEConfig", "TAEStage"),
   "movie_gen/t2v": ("vidgen.systems.movie_gen.t2v", "T2VConfig", "T2VStage"),
   "movie_gen/upsampler": (

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from vidgen.errors import ConfigError
 from vidgen.systems.stage import ArraySpec
@@ -36,7 +36,10 @@ def check_shapes(buckets: Sequence[BatchShape]) -> None:
     raise ValueError(f"bucket names {names} are not unique")
 
 
-def shape_of(buckets: Sequence[BatchShape], name: str) -> BatchShape:
+S = TypeVar("S", bound=BatchShape)
+
+
+def shape_of(buckets: Sequence[S], name: str) -> S:
   """The one of that name.
 
   Raises:

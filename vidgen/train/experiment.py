@@ -1,6 +1,7 @@
 """An experiment: everything a run is, as frozen dataclasses with every default filled in."""
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -44,7 +45,8 @@ class OptimizerConfig:
 
   learning_rate is the peak; decay and its fields are described in `optimizer.learning_rate`.
   weight_decay is decoupled, times the learning rate, on matrices only. b1, b2 and eps are Adam's;
-  momentum is Muon's. groups maps a regex to a multiplier of the learning rate (the first that
+  momentum is Muon's. At each step of restarts the schedule begins anew, to end at the next of them.
+  groups maps a regex to a multiplier of the learning rate (the first that
   matches counts); frozen lists regexes of parameters that do not train; vectors those of tables
   that are no matrices, whatever their shape: no decay, no orthogonalisation.
   """
@@ -55,6 +57,7 @@ class OptimizerConfig:
   decay: Literal["constant", "linear", "cosine", "wsd"] = "constant"
   final_fraction: float = 0.0
   decay_fraction: float = 0.2
+  restarts: tuple[int, ...] = ()
   b1: float = 0.9
   b2: float = 0.95
   eps: float = 1e-8
@@ -70,6 +73,8 @@ class OptimizerConfig:
     _fraction(self, "b1", "b2", "momentum")
     if not 0 <= self.final_fraction <= 1 or self.decay_fraction > 1:
       raise ValueError("final_fraction and decay_fraction must lie in [0, 1]")
+    if any(b <= a for a, b in itertools.pairwise((0, *self.restarts))):
+      raise ValueError(f"restarts must increase from above 0, got {self.restarts}")
     if self.warmup_steps < 0 or self.weight_decay < 0:
       raise ValueError("warmup_steps and weight_decay must not be negative")
     if any(multiplier < 0 for multiplier in self.groups.values()):

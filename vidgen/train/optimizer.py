@@ -28,10 +28,14 @@ def learning_rate(config: OptimizerConfig, step: jax.Array, *, steps: int) -> ja
   Linear warm-up from 1/warmup of the peak, then: constant; linear or cosine down to
   `final_fraction` of the peak at the last step; or "wsd" (warm-up, stable, decay): constant, then
   linear down over the last `decay_fraction` of the run (Hu et al. 2024, MiniCPM, section 4.2).
+  With `restarts` each part between two of them goes through all that.
   """
-  t = step.astype(jnp.float32)
+  begins = jnp.array([0, *config.restarts, max(steps, *config.restarts, 0)], jnp.int32)
+  part = jnp.clip((step >= begins[:-1]).sum() - 1, 0, len(config.restarts))
+  t = (step - begins[part]).astype(jnp.float32)
+  length = (begins[part + 1] - begins[part]).astype(jnp.float32)
   warmup = jnp.minimum(1.0, (t + 1) / max(config.warmup_steps, 1))
-  span = max(steps - 1 - config.warmup_steps, 1)
+  span = jnp.maximum(length - 1 - config.warmup_steps, 1)
   progress = jnp.clip((t - config.warmup_steps) / span, 0.0, 1.0)
   match config.decay:
     case "constant":

@@ -336,8 +336,8 @@ def _check_parts(files: Mapping[str, str], wanted: it.Arrays) -> None:
 def _check_required(missing: Iterable[str]) -> None:
   if parts := sorted({name.split("/")[0] for name in missing}):
     raise ConfigError(
-      f"the stage does not train {', '.join(parts)}, which must come from elsewhere: name a file "
-      f"in config.start.files.{parts[0]}, or start from a run that has it"
+      f"the stage does not train {', '.join(parts)} from nothing, which must come from elsewhere: "
+      f"name a file in config.start.files.{parts[0]}, or start from a run that has it"
     )
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vidgen.systems.stage import Batch, Metrics, Params, Stage
+from vidgen.systems.stage import Batch, Metrics, Params, Stage, advanced
 from vidgen.train.ema import ema_decay, update_ema
 from vidgen.train.experiment import TrainConfig
 from vidgen.train.optimizer import MAIN, Parts, learning_rate, merge
@@ -27,7 +27,8 @@ def train_step(
 
   `tx` is what `optimizer.make_optimizers` makes of `config`.
   A step whose loss, gradient or update is not finite leaves parameters, average and optimizer as
-  they are and counts itself; the step number moves on, and with it the data and the schedule.
+  they are and counts itself; the step number moves on, and with it the data and the schedule, and
+  what the stage changes by step (`systems.stage.advanced`).
 
   Returns:
     The next state, and float32 scalars: "loss", "gradient_norm" (before clipping), "update_norm",
@@ -37,8 +38,9 @@ def train_step(
   size = jax.tree.leaves(batch)[0].shape[0]
   keys = example_keys(config.seed, state.step, purpose=TRAIN, count=size)
   parts = Parts.of(config, still=stage.frozen)
+  before = advanced(stage, state.params, state.step)
   loss, metrics, gradients = gradient(
-    state.params, batch, keys, stage=stage, accumulate=config.accumulate, moving=parts.moving
+    before, batch, keys, stage=stage, accumulate=config.accumulate, moving=parts.moving
   )
   clipped, gradient_norms = {}, {}
   for label, part in parts.split(gradients).items():
@@ -46,19 +48,19 @@ def train_step(
     clip = jnp.minimum(1.0, parts.configs[label].clip_norm / jnp.maximum(norm, 1e-30))
     clipped[label] = jax.tree.map(lambda g, clip=clip: g * clip.astype(g.dtype), part)
 
-  moving = parts.moving(state.params)
+  moving = parts.moving(before)
   updates, opt_state = tx.update(parts.join(clipped), state.opt_state, moving, step=state.step)
   update_norms = {label: optax.tree.norm(part) for label, part in parts.split(updates).items()}
   finite = jnp.isfinite(loss)
   for norm in (*gradient_norms.values(), *update_norms.values()):
     finite &= jnp.isfinite(norm)
 
-  params = merge(optax.apply_updates(moving, updates), state.params)
+  params = merge(optax.apply_updates(moving, updates), before)
   decay = ema_decay(state.step, decay=config.ema_decay, warmup=config.ema_warmup)
   rng = example_keys(config.seed, state.step, purpose=AVERAGE, count=1)[0]
   ema = update_ema(state.ema, params, decay=decay, rng=rng)
   new = (params, ema, opt_state)
-  old = (state.params, state.ema, state.opt_state)
+  old = (before, state.ema, state.opt_state)
   params, ema, opt_state = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
 
   bad = 1 - finite.astype(jnp.int32)

@@ -1,0 +1,131 @@
+"""Imagen Video's cascade, small, on this machine: the second half of what `make scores` runs.
+
+Builds ShapesWorld shards, trains the seven models, each by itself on real clips, and a student of 8
+steps of each; takes held-out captions through both cascades and scores what every stage made that
+is large enough to be read. Beside it a base model is trained as many steps on clips alone. Each
+step is a `vidgen` command that is printed before it runs. What was done is not done again: the same
+command goes on where it was stopped. Configs are overridden by --STAGE.config.key=value, as
+--ssr2.config.train.steps=100, those of students by --ssr2_distilled.config.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from scores import Chain, overrides, print_probe
+
+from vidgen.whole_file import write_whole
+
+CASCADE = {
+  "base": "base.py:tiny",
+  "tsr1": "tsr.py:tiny1",
+  "ssr1": "ssr.py:tiny1",
+  "ssr2": "ssr.py:tiny2",
+  "tsr2": "tsr.py:tiny2",
+  "tsr3": "tsr.py:tiny3",
+  "ssr3": "ssr.py:tiny3",
+}
+STUDENTS = {f"{name}_distilled": f"{config}.distilled" for name, config in CASCADE.items()}
+CLIPS_ALONE = "base_video"
+CONFIGS = {
+  name: f"imagen_video/{config}"
+  for name, config in (CASCADE | STUDENTS | {CLIPS_ALONE: "base.py:tiny.video"}).items()
+}
+READABLE = 16  # pixels of a side, that the probe needs
+
+
+def main() -> None:
+  """Runs it all and prints its tables."""
+  parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+  parser.add_argument("--out", type=Path, default=Path("runs/scores_imagen_video"))
+  parser.add_argument("--count", type=int, default=2048, help="training clips")
+  parser.add_argument("--samples", type=int, default=64, help="held-out captions")
+  args, rest = parser.parse_known_args()
+  chain = Chain.begin(args.out.resolve(), CONFIGS, overrides(parser, rest, stages=CONFIGS))
+  data = chain.out / "data"
+  chain.once(
+    "build shards", "data", "build", "data/shapes_world.py:cascade", "--out", data,
+    "--count", str(args.count),
+  )  # fmt: skip
+  for name in (*CASCADE, CLIPS_ALONE):
+    chain.train(name)
+  for name in CASCADE:
+    chain.train(f"{name}_distilled", "--start-from", chain.out / name)
+  cascades = {
+    "distilled": list(STUDENTS),
+    "teachers": list(CASCADE),
+    "clips_alone": [CLIPS_ALONE, *list(STUDENTS)[1:]],
+  }
+  results: dict[str, Any] = {"probe": {}, "seconds_of_sampling": {}}
+  for name, runs in cascades.items():
+    results["probe"] |= sampled(chain, name, runs, data=data, count=args.samples)
+    results["seconds_of_sampling"][name] = chain.book[f"sample {name}"]["seconds"]
+  results["evaluations"] = {n: evaluations(chain.out, cascades[n]) for n in cascades}
+  results["held_out_loss"] = {
+    f"{name} {metric}": held_out(chain.out / name, metric)
+    for name in ("base", CLIPS_ALONE)
+    for metric in ("loss", "loss_time_3")
+  }
+  results["gap"] = {name: held_out(chain.out / name, "gap") for name in STUDENTS}
+  results["seconds"] = {name: step["seconds"] for name, step in chain.book.items()}
+  write_whole(chain.out / "scores.json", (json.dumps(results, indent=2) + "\n").encode())
+  print_probe(results["probe"])
+  print_times(results)
+
+
+def sampled(
+  chain: Chain, name: str, runs: Sequence[str], *, data: Path, count: int
+) -> dict[str, dict[str, float]]:
+  """Takes held-out captions through the runs; what the probe reads, by cascade and stage."""
+  out = chain.out / "samples" / name
+  chain.once(
+    f"sample {name}", "cascade", "--runs", *(chain.out / run for run in runs), "--out", out,
+    "--prompts", data / "prompts" / "held_out.jsonl", "--count", str(count),
+  )  # fmt: skip
+  found = {}
+  for number, run in enumerate(runs):
+    folder = out / f"{number}_{run}"
+    record = json.loads((folder / "samples.jsonl").read_text().splitlines()[0])
+    if min(record["height"], record["width"]) >= READABLE:
+      found[f"{name} {run}"] = chain.score(folder, data, "shapes_probe")["accuracy"]
+  return found
+
+
+def evaluations(out: Path, runs: Sequence[str]) -> int:
+  """How often a network is evaluated for a clip, by all stages."""
+  from vidgen.train.trained import describe_trained
+
+  total = 0
+  for run in runs:
+    found = describe_trained(out / run)
+    stage: Any = found.stage
+    total += stage.evaluations(found.experiment.sample)
+  return total
+
+
+def held_out(run: Path, name: str) -> float:
+  """The last mean over held-out batches of a metric of a run."""
+  rows = map(json.loads, (run / "train.jsonl").read_text().splitlines())
+  return [row[f"held_out_{name}"] for row in rows if f"held_out_{name}" in row][-1]
+
+
+def print_times(results: dict[str, Any]) -> None:
+  """Evaluations and seconds of each cascade, what was trained on beside clips, and the time."""
+  print("\n| cascade | network evaluations a clip | seconds |\n| --- | --- | --- |")
+  for name, count in results["evaluations"].items():
+    print(f"| {name} | {count} | {results['seconds_of_sampling'][name]:.0f} |")
+  print("\n| base model | held-out loss |\n| --- | --- |")
+  for name, loss in results["held_out_loss"].items():
+    print(f"| {name} | {loss:.4f} |")
+  print("\n| student | held-out gap to its teacher |\n| --- | --- |")
+  for name, gap in results["gap"].items():
+    print(f"| {name} | {gap:.4f} |")
+  seconds = results["seconds"]
+  print("\nseconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
+  print(f"in all {sum(seconds.values()) / 60:.0f} minutes")
+
+
+if __name__ == "__main__":
+  main()
