@@ -43,6 +43,7 @@ def write_run(folder, name):
         "stage": {"name": "imagen_video", "fields": fields},
         "inputs": {"buckets": [{**bucket, "fps": FPS[name]}], "text_length": 32},
         "train": {"batch_size": 8},
+        "rules": [["batch", ["data", "fsdp"]], ["rows", "context"], ["embed", "fsdp"]],
         "sample": {"steps": 2, "guidance_scale": 2.0, "schedule": "linear"},
       }
     )
@@ -104,3 +105,15 @@ def test_models_that_do_not_follow_each_other_are_refused(runs, tmp_path, capsys
   assert chain(runs, tmp_path / "out", names=("base", "ssr1")) == 2
   message = "base makes clips of 16 x 3 x 5, ssr1 wants 32 x 3 x 5"
   assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_rows_spread_over_devices_make_the_same_clips(runs, tmp_path):
+  """Rows over 2 devices, though there are 3 and then 6, and over as many as there are for none."""
+  assert chain(runs, tmp_path / "one") == 0
+  assert chain(runs, tmp_path / "spread", "--context", "2", "--batch-size", "2") == 0
+  for number, name in enumerate(SHAPES):
+    for i in range(3):
+      file = f"{number}_{name}/latents/{i:05d}.npy"
+      one, spread = (np.load(tmp_path / out / file) for out in ("one", "spread"))
+      np.testing.assert_allclose(spread, one, atol=1e-5)
+  assert chain(runs, tmp_path / "never", "--context", "3") == 2  # of 8 devices

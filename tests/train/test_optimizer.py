@@ -60,6 +60,23 @@ def test_each_decay_ends_where_it_says():
   assert set(rates(5, warmup_steps=0, decay="constant")) == {1.0}
 
 
+def test_with_restarts_each_part_is_a_run_of_its_own():
+  """Between two restarts, and from the last to the end, the rate is that of a run so long; after
+  the last step it stays where it ended."""
+  fields = {"warmup_steps": 2, "decay": "linear", "final_fraction": 0.1}
+  found = rates(12, restarts=(3, 8), **fields)
+  parts = [rates(length, **fields) for length in (3, 5, 4)]
+  np.testing.assert_allclose(found, np.concatenate(parts), rtol=1e-6)
+  config = OptimizerConfig(learning_rate=1.0, restarts=(3, 8), **fields)
+  assert float(learning_rate(config, jnp.int32(20), steps=12)) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("restarts", [(0, 3), (3, 3), (5, 2), (-1,)])
+def test_restarts_that_do_not_increase_are_refused(restarts):
+  with pytest.raises(ValueError, match="restarts must increase from above 0"):
+    OptimizerConfig(restarts=restarts)
+
+
 def test_the_rate_follows_the_step_of_the_run():
   one = update({"decay": "linear"}, step=0)["head"]
   later = update({"decay": "linear"}, step=50)["head"]

@@ -11,6 +11,7 @@ from fake_stage import FakeConfig, FakeStage
 
 from vidgen.dist.mesh import MeshConfig, make_mesh
 from vidgen.dist.rules import DEFAULT_RULES, batch_shardings, state_shardings
+from vidgen.systems.stage import advanced
 from vidgen.train.experiment import OptimizerConfig, TrainConfig
 from vidgen.train.optimizer import make_optimizers
 from vidgen.train.state import TRAIN, TrainState, example_keys, init_state
@@ -151,6 +152,52 @@ def test_a_bad_step_changes_nothing_but_the_counters(value):
   good, _ = step(again, batch(seed=2))
   assert (int(good.step), int(good.bad_steps), int(good.bad_total)) == (4, 0, 2)
   assert not np.array_equal(good.params["head"]["bias"], state.params["head"]["bias"])
+
+
+class Advancing(FakeStage):
+  """The fake stage with an array that no optimizer moves: at every second step, all embeddings."""
+
+  frozen = ("^kept$",)
+
+  def init(self, rng):
+    made = super().init(rng)
+    return {**made, "kept": jnp.zeros_like(made["embedding"])}
+
+  def logical_axes(self):
+    return {**super().logical_axes(), "kept": (None, "embed")}
+
+  def predict(self, params, inputs):
+    return super().predict(params, inputs) + params["kept"].mean()
+
+  def advance(self, params, step):
+    kept = jnp.where(step % 2 == 0, params["embedding"], params["kept"])
+    return {**params, "kept": kept}
+
+
+def test_what_a_stage_changes_by_step_is_changed_before_the_step():
+  """The loss is of the changed parameters, no optimizer moves them, and they stay changed even
+  where the step itself comes to nothing; a stage with nothing to change keeps its own."""
+  stage, c = Advancing(FakeConfig()), config(optimizer={"weight_decay": 0.1})
+  abstract = jax.eval_shape(stage.init, jax.random.key(0))
+  tx = make_optimizers(c, params=abstract, axes=stage.logical_axes(), still=stage.frozen)
+  first = init_state(c.seed, stage=stage, tx=tx)
+  step = jax.jit(functools.partial(train_step, stage=stage, tx=tx, config=c))
+  begun = first.params["embedding"]
+  state, metrics = step(first, batch())
+  np.testing.assert_array_equal(state.params["kept"], begun)
+  assert np.abs(state.params["embedding"] - begun).max() > 1e-3
+  keys = example_keys(c.seed, jnp.int32(0), purpose=TRAIN, count=16)
+  loss, _ = stage.loss({**first.params, "kept": begun}, batch(), keys)
+  np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
+  state, _ = step(state, batch())
+  np.testing.assert_array_equal(state.params["kept"], begun)
+
+  embedding = state.params["embedding"]
+  state, metrics = step(state, {**batch(), "video": batch()["video"] * np.nan})
+  assert metrics["bad_steps"] == 1
+  np.testing.assert_array_equal(state.params["embedding"], embedding)
+  np.testing.assert_array_equal(state.params["kept"], embedding)
+  assert advanced(STAGE, state.params, state.step) is state.params
 
 
 def test_frozen_parameters_stay_bit_equal_and_have_no_optimizer_state():

@@ -39,6 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="all samples through one stage before the next is loaded: the same results with one"
     " network in memory, the last clip's only at the end",
   )  # fmt: skip
+  parser.add_argument(
+    "--context", type=int, metavar="N",
+    help="spread each clip's rows over N devices, batches over the rest (default: as the runs' mesh"
+    " has it)",
+  )  # fmt: skip
   parser.add_argument("--json", type=Path, metavar="FILE", help="write a summary")
   group = parser.add_argument_group(
     "how to sample", "One value for all stages or one for each; by default as the configs say."
@@ -65,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     raise ConfigError(f"text encoder {unknown[0]!r}: the runs have {sorted(known) or 'none'}")
   steps = _for_each(args.steps, len(found), option="--steps")
   guidance = _for_each(args.guidance, len(found), option="--guidance")
-  loader = _Loader(folders=folders, share=not args.stage_by_stage)
+  loader = _Loader(folders=folders, share=not args.stage_by_stage, context=args.context)
   links = [
     _link(
       workdir, one, prompts=prompts, seed=args.seed, loader=loader,
@@ -164,10 +169,20 @@ def _link(
 
 
 class _Loader:
-  """Loads runs onto the devices; with `share`, text encoders that several have, once for all."""
+  """Loads runs onto the devices; with `share`, text encoders that several have, once for all.
 
-  def __init__(self, *, folders: dict[str, str], share: bool):
-    self._folders, self._share = folders, share
+  Raises:
+    ConfigError: the devices do not divide by `context`.
+  """
+
+  def __init__(self, *, folders: dict[str, str], share: bool, context: int | None):
+    from vidgen.dist.mesh import MeshConfig, make_mesh
+
+    self._folders, self._share, self._mesh = folders, share, None
+    if context is not None:
+      if context < 1:
+        raise ConfigError(f"--context must be at least 1, got {context}")
+      self._mesh = make_mesh(MeshConfig(data=1, fsdp=-1, context=context, tensor=1))
     self._shared: dict[Any, Any] = {}
 
   def __call__(
@@ -181,7 +196,7 @@ class _Loader:
       from vidgen.systems.sampling import Sampler
       from vidgen.train.trained import load_trained
 
-      trained = load_trained(workdir, step=found.step, weights=found.weights)
+      trained = load_trained(workdir, step=found.step, weights=found.weights, mesh=self._mesh)
       whole, sharding = trained.batch_sharding(batch_size)
       sampler = Sampler(
         trained.stage, params=trained.params, settings=settings, seed=seed, batch_size=whole,

@@ -34,9 +34,9 @@ class SampleOrigin:
   `config_digest` is of the checkpoint's config, `params_digest` of the parameters that `weights`
   ("ema" or "params") names, at `step`. `rewrite` is the prompt as it was rewritten, None if it was
   not; `text` what the model read of either, behind its prefix; "" where that is the prompt itself.
-  `source` is the SHA-256 of the video that was upsampled or reconstructed, "" of a sample made from
-  text alone. An original of the data set has the weights "none", and the digest of the data for
-  that of parameters.
+  `source` is the SHA-256 of the video that was upsampled or reconstructed, in a cascade of the
+  latents of the clip before, "" of a sample made from text alone. An original of the data set has
+  the weights "none", and the digest of the data for that of parameters.
   """
 
   index: int
