@@ -5,7 +5,7 @@
     --start-from TSR_1
 
 Variants: 1 makes 32 frames of 24 x 40 at 6 a second, 2 makes 64 of 192 x 320 at 12, 3 makes 128 of
-192 x 320 at 24, with 1.70, 0.78 and 0.62 billion parameters; tiny1, tiny2 and tiny3 have sides of
+192 x 320 at 24, with 1.70, 0.81 and 0.62 billion parameters; tiny1, tiny2 and tiny3 have sides of
 an eighth and learn ShapesWorld; each with .distilled, its student of 8 steps. Shapes, rates,
 parameters and 128 steps are the paper's, as is the oscillating guidance of the first (15 and 1,
 where 0 is off). Frames are mixed by convolutions. Not given by the paper: widths, blocks, attention

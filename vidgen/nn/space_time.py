@@ -23,6 +23,7 @@ from vidgen.nn.weights import Initializer, weight, zeros
 
 FRAMES = ("batch", "frames", "rows", None, None)  # axes of a video in a network
 STREAM = ("batch", "tokens", None)  # axes of tokens
+KEYS = ("batch", None, "heads", None)  # and of keys that every device has
 # Every distance up to 15 frames has a number of its own, longer ones share up to 128.
 BUCKETS, FARTHEST = 64, 128
 
@@ -88,15 +89,16 @@ class FrameAttention(nn.Module):
     q = projected("query", y)
     # of every caption once, however many frames have it
     k, v = (each_frames(projected(f"text_{n}", text)) for n in ("key", "value"))
-    mask, key_axis = each_frames(text_mask), None
+    mask = each_frames(text_mask)
     if self.over == "self":
+      # Of a frame with its text every device has all keys: they are few, and as tokens split over
+      # devices their number seldom divides, which XLA has been seen (jax 0.10.2) to fail at.
       k, v = (
-        jnp.concatenate([projected(n, y), of_text], axis=1)
+        constrain(jnp.concatenate([projected(n, y), of_text], axis=1), axes=KEYS)
         for n, of_text in (("key", k), ("value", v))
       )
       mask = jnp.concatenate([jnp.ones((b * t, h * w), bool), mask], axis=1)
-      key_axis = "sequence"
-    y = attention(q, k, v, mask=mask, key_axis=key_axis).reshape(b, t, h, w, c)
+    y = attention(q, k, v, mask=mask).reshape(b, t, h, w, c)
     out = Linear(c, axes=("embed_out", "embed"), use_bias=False, init=self.init, name="out")
     return x + checkpoint_name(out(y), f"{self.over}_attention")
 

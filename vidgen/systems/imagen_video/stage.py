@@ -5,6 +5,7 @@ fewer frames or of smaller sides. All are trained apart, on real clips (Imagen V
 """
 
 import dataclasses
+import functools
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -70,7 +71,7 @@ class ImagenVideoStage:
     """What sampling makes."""
     return ("video",)
 
-  @property
+  @functools.cached_property
   def required(self) -> tuple[str, ...]:
     """A student begins as its teacher: all but what tells it the guidance scale."""
     if self.config.distillation is None:
