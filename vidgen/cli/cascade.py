@@ -196,7 +196,10 @@ class _Loader:
       from vidgen.systems.sampling import Sampler
       from vidgen.train.trained import load_trained
 
-      trained = load_trained(workdir, step=found.step, weights=found.weights, mesh=self._mesh)
+      rules = None if self._mesh is None else _over_context(found.experiment.rules)
+      trained = load_trained(
+        workdir, step=found.step, weights=found.weights, mesh=self._mesh, rules=rules
+      )
       whole, sharding = trained.batch_sharding(batch_size)
       sampler = Sampler(
         trained.stage, params=trained.params, settings=settings, seed=seed, batch_size=whole,
@@ -221,6 +224,13 @@ class _Loader:
     if key not in self._shared:
       self._shared[key] = trained.text_encoders(folders)
     return self._shared[key]
+
+
+def _over_context(rules: Any) -> Any:
+  """Rules that split parameters over the devices that rows are spread over, too."""
+  return tuple(
+    (name, ("fsdp", "context") if target == "fsdp" else target) for name, target in rules
+  )
 
 
 def _own_folders(found: Any, folders: dict[str, str]) -> dict[str, str]:

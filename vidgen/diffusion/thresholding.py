@@ -25,7 +25,8 @@ def dynamic_threshold(
 def quantile(x: Float[Array, "b n"], *, share: float) -> Float[Array, " b"]:
   """As `numpy.quantile` of each row, `share` in [0, 1], for values that are not negative; float32.
 
-  By counting, 31 times over: a clip is never sorted, and one that is split over devices stays so.
+  By counting, 31 times over: a clip is never sorted, and a batch that is split over devices stays
+  so.
 
   Raises:
     ValueError: `share` outside of [0, 1].

@@ -6,7 +6,7 @@ stage, whose latents are its pixels. What a stage is given is read from there, i
 from the MP4; the origin of a sample has the SHA-256 of it as its source.
 
 When the same cascade is started again, what is whole is not made a second time, and stages that are
-complete are not loaded.
+complete are not loaded, up to the first that is not.
 """
 
 import dataclasses

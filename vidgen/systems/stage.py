@@ -78,7 +78,8 @@ class Stage(Protocol):
   """A trainable network as pure functions over pytrees. All arrays have a leading batch axis b.
 
   A stage may have more methods: `step_flops(batch_spec)` and `advance(params, step)` (see the
-  functions), `evaluations(settings)` (`sampling.sampling_flops`), and, where sampling eats what is
+  functions), `check_train(config)`, which raises ConfigError where a `TrainConfig` does not go with
+  it, `evaluations(settings)` (`sampling.sampling_flops`), and, where sampling eats what is
   not in a batch, such as another stage's clips, `input_spec(batch_size)`, which describes that as
   `batch_spec` does a batch (`sampling.input_spec`), and `inputs_of(batch)`, which makes it of a
   batch of the first bucket (`sampling.inputs_of`).

@@ -39,6 +39,8 @@ class Programs:
   def __init__(self, experiment: Experiment, *, stage: Stage, mesh: Mesh):
     self.experiment, self.stage, self.mesh = experiment, stage, mesh
     config, rules = experiment.train, experiment.rules
+    if (check := getattr(stage, "check_train", None)) is not None:
+      check(config)
     axes = stage.logical_axes()
     params = jax.eval_shape(stage.init, jax.random.key(0))
     self.tx = make_optimizers(config, params=params, axes=axes, still=stage.frozen)

@@ -57,6 +57,12 @@ class UNetConfig:
   def __post_init__(self):
     if not self.levels:
       raise ValueError("levels must not be empty")
+    for level in self.levels:
+      if self.groups and level.channels % self.groups:
+        raise ValueError(f"{self.groups} groups do not divide {level.channels} channels")
+      attends = level.attention != "none" or self.temporal == "attention"
+      if attends and level.channels % self.head_size:
+        raise ValueError(f"heads of {self.head_size} do not divide {level.channels} channels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +91,8 @@ class SamplerConfig:
       raise ValueError("gamma, percentile and first must lie in [0, 1]")
     if self.langevin < 0 or self.low_scale < 0 or self.augmentation_snr <= 0:
       raise ValueError("langevin and low_scale must be 0 or more, augmentation_snr positive")
+    if self.langevin and self.method != "ancestral":
+      raise ValueError(f"langevin is of the method 'ancestral', not of {self.method!r}")
 
 
 def _paper_streams() -> dict[str, TextStream]:
@@ -137,6 +145,8 @@ class ImagenVideoConfig:
         raise ValueError(f"bucket {bucket.name}: {bucket.captions} captions are too few")
     if self.logsnr_low >= self.logsnr_high:
       raise ValueError("logsnr_low must be less than logsnr_high")
+    if self.schedule == "linear" and (self.logsnr_low, self.logsnr_high) != (-20.0, 20.0):
+      raise ValueError("logsnr_low and logsnr_high are of the cosine schedule")
 
   @property
   def resolution(self) -> Resolution:

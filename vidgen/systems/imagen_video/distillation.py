@@ -7,7 +7,7 @@ rounds, a student learns to do in one step what its teacher, the student before,
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import jax
@@ -47,10 +47,11 @@ class Distillation:
   """Rounds of training. What of this is not given by the paper: all but the 8 steps at the end.
 
   guidance_steps: train steps of the first round, in which guidance becomes an input; round_steps:
-  of each that halves the sampler's steps, from `start` of the first teacher to `end`. Config and
-  run must agree: train.steps is `train_steps`, train.optimizer.restarts are `restarts`. scales: the
-  guidance scales that are drawn, evenly; sampling takes those only. sampler: what the student is
-  for, DDIM steps or those of `Method("stochastic")`. loss: see `gaussian.velocity_weight`.
+  of each that halves the sampler's steps, from `start` of the first teacher to `end`. A run must
+  agree (`check_run`); the learning rate begins anew with each round, the optimizer's moments stay.
+  scales: the guidance scales that are drawn, evenly; sampling takes those only. sampler: what the
+  student is for, DDIM steps or those of `Method("stochastic")`. loss: see
+  `gaussian.velocity_weight`.
   """
 
   guidance_steps: int = 50_000
@@ -96,11 +97,24 @@ class Distillation:
     number = (step >= begins).sum() - 1
     return {**params, "teacher": teacher, "round": number.astype(jnp.float32)}
 
-  def check_scale(self, scale: float) -> None:
-    """Raises ConfigError where a guidance scale is none of those that the student was told."""
+  def check_sampling(self, *, steps: int, scales: Iterable[float]) -> None:
+    """Raises ConfigError where a student is asked for what it has not learned."""
+    if steps != self.end:
+      raise ConfigError(f"a student of {self.end} steps cannot be sampled in {steps}")
     low, high = self.scales
-    if not low <= scale <= high:
-      raise ConfigError(f"guidance_scale {scale} is not of those of the student, {low} to {high}")
+    for scale in scales:
+      if not low <= scale <= high:
+        raise ConfigError(f"guidance_scale {scale} is not of those of the student, {low} to {high}")
+
+  def check_run(self, *, steps: int, restarts: tuple[int, ...], ema_decay: float) -> None:
+    """Raises ConfigError where a run is not of these rounds."""
+    if steps != self.train_steps or restarts != self.restarts:
+      raise ConfigError(
+        f"config.train: the rounds of config.stage.fields.distillation are {self.train_steps} "
+        f"steps with optimizer.restarts {self.restarts}, not {steps} with {restarts}"
+      )
+    if ema_decay:
+      raise ConfigError("config.train.ema_decay: must be 0, or teachers of two rounds are mixed")
 
   def student_steps(self, number: Float[Array, ""]) -> Int[Array, ""]:
     """The sampler's steps that a student of that round is for; after the first, `start`."""

@@ -49,7 +49,7 @@ class ImagenVideoStage:
     self.text = TextReader(c.text_streams, c.text_encoder)
     (self.stream,) = self.text.widths
     if c.schedule == "linear":
-      self.schedule: CosineSchedule | LinearSchedule = LinearSchedule()
+      self.schedule: CosineSchedule | LinearSchedule = LinearSchedule(zero_terminal=c.zero_terminal)
     else:
       self.schedule = CosineSchedule(c.logsnr_low, c.logsnr_high, zero_terminal=c.zero_terminal)
     self.network = VideoUNet(
@@ -119,6 +119,14 @@ class ImagenVideoStage:
     """The parameters with which train step number `step` begins: in distillation, each round's."""
     distillation = self.config.distillation
     return params if distillation is None else distillation.advance(params, step)
+
+  def check_train(self, train: Any) -> None:
+    """Raises ConfigError where `train`, a `TrainConfig`, does not go with the distillation."""
+    if self.config.distillation is not None:
+      restarts = train.optimizer.restarts
+      self.config.distillation.check_run(
+        steps=train.steps, restarts=restarts, ema_decay=train.ema_decay
+      )
 
   def loss(self, params: Params, batch: Batch, rng: Key[Array, " b"]) -> tuple[Array, Metrics]:
     """The mean of the weighted squared error of v over frames, pixels and the batch.
@@ -226,8 +234,6 @@ class ImagenVideoStage:
       ConfigError: `settings` ask for what cannot be made, or not from this small clip.
     """
     c, sampler = self.config, self.config.sampler
-    if c.distillation is not None:
-      c.distillation.check_scale(settings.guidance_scale)
     conditions = self._conditions(params, inputs)
     shape = c.sample_shape(settings)
     if c.role != "base":
@@ -240,6 +246,8 @@ class ImagenVideoStage:
       scales = oscillating_scales(
         settings.steps, high=settings.guidance_scale, low=sampler.low_scale, first=sampler.first
       )
+    if c.distillation is not None:
+      c.distillation.check_sampling(steps=settings.steps, scales=set(scales.tolist()))
     predict = self._predictor(params, inputs, conditions, settings)
 
     def denoise(z: Array, level: LogSNR, scale: Array) -> Array:
@@ -267,8 +275,8 @@ class ImagenVideoStage:
     name = sampler.method
     if self.config.distillation is not None:
       name = self.config.distillation.sampler
-    langevin = sampler.langevin if name == "ancestral" else 0.0
-    return Method(name, gamma=sampler.gamma, langevin=langevin)
+    corrected = self.config.distillation is None
+    return Method(name, gamma=sampler.gamma, langevin=sampler.langevin if corrected else 0.0)
 
   def _predictor(self, params: Params, inputs: Batch, conditions: Any, settings: SampleSettings):
     """v of (z, level, scale), after guidance."""
