@@ -96,9 +96,9 @@ def test_loss_and_gradients_do_not_depend_on_the_mesh(role, mesh_config):
   np.testing.assert_allclose(loss, want_loss, rtol=1e-5)
   for name, value in metrics.items():
     np.testing.assert_allclose(value, want_metrics[name], rtol=1e-5, err_msg=name)
-  # What is zero but for rounding, such as the gradient of what a softmax does not see, is compared
-  # with the largest of all gradients; the others with their own array's largest.
-  rounding = 1e-6 * max(np.abs(x).max() for x in jax.tree.leaves(want))
+  # The sinusoids of a noise level, of up to 1000 radians, enlarge its rounding, and what a softmax
+  # or a norm does not see is all rounding: so beside an array's own largest there is all arrays'.
+  rounding = 3e-6 * max(np.abs(x).max() for x in jax.tree.leaves(want))
   paths = jax.tree_util.tree_leaves_with_path(gradients)
   for (path, got), reference in zip(paths, jax.tree.leaves(want), strict=True):
     scale = np.abs(reference).max()

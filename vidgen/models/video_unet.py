@@ -36,6 +36,7 @@ from vidgen.nn.weights import Initializer, normal, weight, zeros
 
 Mixing = Literal["attention", "convolution", "none"]  # of the frames of a clip
 Attending = Literal["none", "self", "cross"]  # of the positions of a frame
+EMBEDDING = ("batch", "frames", None)  # axes of the embedding of every frame
 SINUSOIDS = 256  # of the embedding of a noise level, and of a guidance scale
 GUIDANCE_SCALE = 30.0  # radians of the fastest sinusoid for a step of 1 of the guidance scale
 SKIP = 2**-0.5  # what a skip is multiplied by (Imagen, appendix B.1)
@@ -80,16 +81,22 @@ class ResBlock(nn.Module):
     """The frames with `features` channels, in x's dtype."""
     f = self.features
     y = jax.nn.silu(normalised(x, groups=self.groups, name="norm1"))
-    y = each_frame(Convolution(f, (3, 3), axes=("embed", "embed_out"), name="conv1"), y)
-    y = normalised(y, groups=self.groups, name="norm2")
+    y = each_frame(convolution(f, name="conv1"), y)
+    y = normalised(constrain(y, axes=FRAMES), groups=self.groups, name="norm2")
     linear = Linear(2 * f, axes=("embed", "embed_out"), name="modulation")
-    scale, shift = jnp.split(linear(embedding)[:, :, None, None], 2, axis=-1)
+    vectors = constrain(linear(embedding), axes=EMBEDDING)
+    scale, shift = jnp.split(vectors[:, :, None, None], 2, axis=-1)
     y = jax.nn.silu((y.astype(jnp.float32) * (1 + scale) + shift).astype(x.dtype))
-    conv2 = Convolution(f, (3, 3), axes=("embed", "embed_out"), init=self.init, name="conv2")
-    y = each_frame(conv2, y)
+    y = constrain(each_frame(convolution(f, init=self.init, name="conv2"), y), axes=FRAMES)
     if x.shape[-1] != f:
-      x = Linear(f, axes=("embed", "embed_out"), name="shortcut")(x)
+      x = constrain(Linear(f, axes=("embed", "embed_out"), name="shortcut")(x), axes=FRAMES)
     return x + y
+
+
+def convolution(features: int, *, size: int = 3, **fields: Any) -> Convolution:
+  """A square convolution of the network, its kernel whole on every device that uses it."""
+  axes = fields.pop("axes", ("embed", "embed_out"))
+  return Convolution(features, (size, size), axes=axes, gather="kernel", **fields)
 
 
 def each_frame(layer: Any, x: Float[Array, "b t h w c"]) -> Float[Array, "b t _ _ _"]:
@@ -142,9 +149,9 @@ class LevelEmbedding(nn.Module):
   def __call__(self, level: Float[Array, "b t"]) -> Float[Array, "b t e"]:
     """Float32: it is small, and it scales every activation."""
     y = timestep_embedding(level.reshape(-1), width=SINUSOIDS)
-    y = jax.nn.silu(Linear(self.width, axes=(None, "embed"), name="in")(y))
-    y = Linear(self.width, axes=("embed", "embed_out"), name="out")(y)
-    return y.reshape(*level.shape, self.width)
+    y = Linear(self.width, axes=(None, "embed"), name="in")(y).reshape(*level.shape, self.width)
+    y = jax.nn.silu(constrain(y, axes=EMBEDDING))
+    return constrain(Linear(self.width, axes=("embed", "embed_out"), name="out")(y), axes=EMBEDDING)
 
 
 class VideoUNet(nn.Module):
@@ -242,8 +249,7 @@ class VideoUNet(nn.Module):
 
     x = z if low is None else jnp.concatenate([z, low], axis=-1)
     x = constrain(folded(x.astype(dtype), self.patch), axes=FRAMES)
-    first = Convolution(self.stem_width, (3, 3), axes=("embed", "embed_out"), name="conv_in")
-    x = constrain(each_frame(first, x), axes=FRAMES)
+    x = constrain(each_frame(convolution(self.stem_width, name="conv_in"), x), axes=FRAMES)
     skips, last = [], len(self.levels) - 1
     for i, here in enumerate(self.levels):
       if here.stride > 1:
@@ -256,12 +262,13 @@ class VideoUNet(nn.Module):
       x = self._units(here, x, given, name=f"up_{i}")
       if here.stride > 1:
         outer = self.levels[i - 1].channels if i else self.stem_width
-        conv = Convolution(outer, (3, 3), axes=("embed", "embed_out"), name=f"up_{i}_stride")
+        conv = convolution(outer, name=f"up_{i}_stride")
         x = constrain(each_frame(conv, enlarged(x, times=here.stride)), axes=FRAMES)
-    x = jax.nn.silu(normalised(x, groups=self.groups, name="norm_out"))
+    x = jax.nn.silu(constrain(normalised(x, groups=self.groups, name="norm_out"), axes=FRAMES))
     values = self.channels * self.patch**2
-    out = Convolution(values, (3, 3), axes=("embed", None), init=zeros, name="conv_out")
-    return unfolded(each_frame(out, x).astype(jnp.float32), self.patch)
+    out = convolution(values, axes=("embed", None), init=zeros, name="conv_out")
+    x = constrain(each_frame(out, x), axes=FRAMES)
+    return unfolded(x.astype(jnp.float32), self.patch)
 
   def _check(self, z, text, segments, low, low_level, guidance) -> None:
     if any(side % self.stride for side in z.shape[2:4]):
@@ -298,19 +305,15 @@ class VideoUNet(nn.Module):
     pooled = MultiHeadAttention(heads, e // heads, name="text_pooling")(
       query, words.reshape(b * k, length, d), mask=text_mask.reshape(b * k, length)
     )
-    pooled = pooled.reshape(b, k, e).astype(jnp.float32)
+    pooled = constrain(pooled.reshape(b, k, e).astype(jnp.float32), axes=EMBEDDING)
     total = jax.nn.silu(total + of_frames(pooled, segments))
-    return constrain(total, axes=("batch", "frames", None))
+    return constrain(total, axes=EMBEDDING)
 
   def _strided(self, level: Level, *, name: str) -> Convolution:
     side, stride = level.stride // 2, level.stride
-    return Convolution(
-      level.channels,
-      (2 * side + 1, 2 * side + 1),
-      (stride, stride),
-      ((side, side), (side, side)),
-      axes=("embed", "embed_out"),
-      name=name,
+    around = ((side, side), (side, side))
+    return convolution(
+      level.channels, size=2 * side + 1, strides=(stride, stride), padding=around, name=name
     )
 
   def _units(self, level: Level, x: jax.Array, given: Sequence[Any], *, name: str) -> jax.Array:

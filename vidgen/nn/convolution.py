@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from vidgen.nn.partition import constrain
 from vidgen.nn.weights import Initializer, fan_in, ones, weight, zeros
 
 Padding = Literal["SAME", "VALID"] | Sequence[tuple[int, int]]
@@ -157,7 +158,12 @@ def for_relu(inputs: int) -> Initializer:
 
 
 class Convolution(nn.Module):
-  """A convolution over as many dimensions as `kernel` has sizes; `axes` names its channels."""
+  """A convolution over as many dimensions as `kernel` has sizes; `axes` names its channels.
+
+  `gather` "kernel" has every device gather the whole kernel before it is used, where "as it lies"
+  leaves it to the compiler. Where rows are split over devices, and a kernel over two other mesh
+  axes, XLA has been seen (jax 0.10.2, CPU) to compute wrong values without it.
+  """
 
   features: int
   kernel: Sequence[int]
@@ -166,6 +172,7 @@ class Convolution(nn.Module):
   use_bias: bool = True
   axes: tuple[str | None, str | None] = (None, None)
   init: Initializer | None = None
+  gather: Literal["as it lies", "kernel"] = "as it lies"
 
   @nn.compact
   def __call__(self, x: Float[Array, "b *space i"]) -> Float[Array, "b *out o"]:
@@ -180,6 +187,8 @@ class Convolution(nn.Module):
       axes=[None] * n + list(self.axes),
       init=self.init or fan_in(n + 1),
     )
+    if self.gather == "kernel":
+      kernel = constrain(kernel, axes=[None] * kernel.ndim)
     y = convolve(x, kernel, strides=self.strides, padding=self.padding)
     if self.use_bias:
       bias = weight(self, "bias", shape=[self.features], axes=self.axes[1:], init=zeros)
