@@ -196,7 +196,7 @@ def test_two_processes_encode_the_batches_of_one(batches, root, tmp_path):
 def test_a_dropped_caption_is_what_guidance_calls_none(batches, root):
   one, batch = experiment(root), batches["encoded"]
   stage: Any = make_stage(one.stage.name, one.stage.fields)
-  null = stage._without_text({name: jnp.asarray(array) for name, array in batch.items()})
+  null = stage.text.without({name: jnp.asarray(array) for name, array in batch.items()})
   dropped = ~batch["t5_mask"].any(axis=1)
   for name in LENGTHS:
     np.testing.assert_array_equal(batch[f"{name}_mask"][dropped], null[f"{name}_mask"][dropped])
