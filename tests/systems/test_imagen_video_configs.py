@@ -5,6 +5,7 @@ import functools
 import math
 import runpy
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -51,7 +52,7 @@ TINY = ["base:tiny", "tsr:tiny1", "ssr:tiny1", "ssr:tiny2", "tsr:tiny2", "tsr:ti
 
 
 @functools.cache
-def shipped(name):
+def shipped(name) -> Any:
   """The experiment and the stage of "file:variant"."""
   file, _, variant = name.partition(":")
   experiment = resolve(load_config(f"{CONFIGS}/{file}.py:{variant}"))

@@ -2,6 +2,7 @@
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +60,9 @@ def alone(role):
   shapes = jax.eval_shape(stage(role).init, jax.random.key(0))
   params = jax.tree.map(lambda x: 0.2 * rng.standard_normal(x.shape, np.float32), shapes)
   spec = stage(role).batch_spec(SIZE)
-  batch = {n: rng.uniform(-1, 1, x.shape).astype(np.float32) for n, x in spec.items()}
+  batch: dict[str, Any] = {
+    n: rng.uniform(-1, 1, x.shape).astype(np.float32) for n, x in spec.items()
+  }
   mask = spec["t5_mask"].shape
   batch["t5_mask"] = np.arange(3) < rng.integers(1, 4, (*mask[:-1], 1))
   if "segments" in batch:

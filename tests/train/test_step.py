@@ -157,7 +157,9 @@ def test_a_bad_step_changes_nothing_but_the_counters(value):
 class Advancing(FakeStage):
   """The fake stage with an array that no optimizer moves: at every second step, all embeddings."""
 
-  frozen = ("^kept$",)
+  @property
+  def frozen(self):
+    return ("^kept$",)
 
   def init(self, rng):
     made = super().init(rng)
