@@ -10,7 +10,7 @@ STAMP := .venv/stamp-$(VERSION)-$(shell cat $(LOCK) setup.py 2>/dev/null | cksum
 BIN := .venv/bin
 WORKERS ?= 2
 
-.PHONY: setup compilers demo scores test soak lint bench head-to-head plans lock clean
+.PHONY: setup compilers demo scores scores-imagen-video test soak lint bench head-to-head plans lock clean
 
 setup: $(STAMP)
 
@@ -36,6 +36,8 @@ demo: $(STAMP)
 
 scores: $(STAMP)
 	$(BIN)/python launch/scores.py
+
+scores-imagen-video: $(STAMP)
 	$(BIN)/python launch/scores_imagen_video.py
 
 test: $(STAMP)

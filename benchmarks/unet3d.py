@@ -77,7 +77,7 @@ def vidgen_entrant(work: str, args: argparse.Namespace) -> dict[str, Any]:
     begin = time.perf_counter()
     forward = jax.jit(predict).lower(params, video, half).compile()
     seconds = time.perf_counter() - begin
-    step = lambda: jax.block_until_ready(forward(params, video, half))  # noqa: E731
+    step = lambda: jax.block_until_ready(forward(params, video, half))  # noqa: E731 (one line)
     return {"step": step, "parameters": parameters, "compile_seconds": seconds}
 
   optimizer = optax.adam(RATE, b1=B1, b2=B2, eps=EPS)

@@ -1,4 +1,4 @@
-"""Imagen Video's cascade, small, on this machine: the second half of what `make scores` runs.
+"""Imagen Video's cascade, small, on this machine: what `make scores-imagen-video` runs.
 
 Builds ShapesWorld shards, trains the seven models, each by itself on real clips, and a student of 8
 steps of each; takes held-out captions through both cascades and scores what every stage made that

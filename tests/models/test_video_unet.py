@@ -34,7 +34,7 @@ PACK, BOTH = (0, 1, 2, 3, 4), (0, 0, 0, 1, 2)  # five images; a clip of three, a
 def inputs(network: Any, *, b: int = 1, t: int = 5, h: int = 4, w: int = 8, captions: int = 1):
   """All arguments of a call, by name; the text of row 0 and caption 0 is shorter."""
   rng = np.random.default_rng(0)
-  normal = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
+  normal = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731 (one line)
   found = {
     "z": normal(b, t, h, w, 3),
     "level": jnp.asarray(rng.uniform(0, 1, (b, t)), jnp.float32),
@@ -142,7 +142,7 @@ def test_v3_nothing_passes_between_clips_and_images_of_a_row(network, captions):
 def test_v3_an_image_is_the_same_alone_and_beside_others_and_so_is_a_clip(network):
   given = inputs(network)
   both = call(network, given, segments=BOTH)
-  part = lambda a, b: given | {name: given[name][:, a:b] for name in ("z", "level")}  # noqa: E731
+  part = lambda a, b: given | {name: given[name][:, a:b] for name in ("z", "level")}  # noqa: E731 (one line)
   close(call(network, part(0, 3)), both[:, :3])
   close(call(network, part(3, 4)), both[:, 3:4])
   close(call(network, part(4, 5), segments=(7,)), both[:, 4:])

@@ -6,10 +6,11 @@ from typing import Literal
 from vidgen.inputs.decode import Limits, Span
 from vidgen.inputs.degradations import DegradationConfig
 from vidgen.inputs.text import make_tokenizer
+from vidgen.systems.shapes import Packing
 
 
 @dataclasses.dataclass(frozen=True)
-class Bucket:
+class Bucket(Packing):
   """One batch shape: `frames` frames of `height` x `width` at `fps`, from `subset` of the data.
 
   `weight` is its share of the batches, relative to the other buckets; those of one `group` share
@@ -45,16 +46,6 @@ class Bucket:
   image_subset: str = "image"
   captions: int = 0
   cover: tuple[int, int] = (0, 0)
-
-  @property
-  def packed(self) -> bool:
-    """Whether rows say which frames belong together, and have a slot for each caption."""
-    return bool(self.images or self.captions)
-
-  @property
-  def slots(self) -> int:
-    """The captions that a packed row has room for."""
-    return self.captions or 1 + self.images
 
   @property
   def covered(self) -> tuple[int, int]:

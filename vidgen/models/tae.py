@@ -21,6 +21,7 @@ from vidgen.nn.convolution import Convolution
 from vidgen.nn.linear import Linear
 from vidgen.nn.norm import GroupNorm, RMSNorm
 from vidgen.nn.partition import constrain
+from vidgen.nn.patches import folded, unfolded
 from vidgen.nn.remat import POLICIES, RematPolicy
 from vidgen.nn.streaming import (
   Delay,
@@ -411,20 +412,6 @@ def posterior(moments: Float[Array, "b t h w _"]) -> Posterior:
   """The posterior of what the encoder's last level returns."""
   mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
   return Posterior(mean, jnp.clip(logvar, *LOGVAR))
-
-
-def folded(x: Float[Array, "b t h w c"], patch: int) -> Float[Array, "b t _ _ _"]:
-  """Each square of `patch` x `patch` pixels as the channels of one position."""
-  b, t, h, w, c = x.shape
-  x = x.reshape(b, t, h // patch, patch, w // patch, patch, c).transpose(0, 1, 2, 4, 3, 5, 6)
-  return x.reshape(b, t, h // patch, w // patch, patch * patch * c)
-
-
-def unfolded(x: Float[Array, "b t h w _"], patch: int) -> Float[Array, "b t _ _ c"]:
-  """The pixels of what `folded` made."""
-  b, t, h, w, c = x.shape
-  x = x.reshape(b, t, h, w, patch, patch, c // patch**2).transpose(0, 1, 2, 4, 3, 5, 6)
-  return x.reshape(b, t, h * patch, w * patch, c // patch**2)
 
 
 Part = Literal["encode", "decode", "decode_image", "both"]

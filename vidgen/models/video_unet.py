@@ -16,13 +16,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vidgen.models.tae import folded, unfolded
 from vidgen.nn.attention import MultiHeadAttention
 from vidgen.nn.convolution import Convolution
 from vidgen.nn.embeddings import timestep_embedding
 from vidgen.nn.linear import Linear
 from vidgen.nn.norm import LayerNorm
 from vidgen.nn.partition import constrain
+from vidgen.nn.patches import folded, unfolded
 from vidgen.nn.remat import POLICIES, RematPolicy, rematerialised
 from vidgen.nn.space_time import (
   FRAMES,
@@ -62,6 +62,16 @@ class Level:
     """The attention after every block of one way."""
     before: Attending = self.attention if self.attend == "each" else "none"
     return (*(before for _ in range(self.blocks - 1)), self.attention)
+
+
+def check_widths(levels: Sequence[Level], *, groups: int, head_size: int, temporal: Mixing) -> None:
+  """Raises ValueError where groups or heads do not divide a level's channels."""
+  for level in levels:
+    if groups and level.channels % groups:
+      raise ValueError(f"{groups} groups do not divide {level.channels} channels")
+    attends = level.attention != "none" or temporal == "attention"
+    if attends and level.channels % head_size:
+      raise ValueError(f"heads of {head_size} do not divide {level.channels} channels")
 
 
 class ResBlock(nn.Module):
@@ -283,12 +293,7 @@ class VideoUNet(nn.Module):
       raise ValueError(f"a guidance scale is {'needed' if self.guidance else 'not taken'}")
     if segments is None and text.shape[1] > 1:
       raise ValueError("several captions a row need segments, which say whose is whose")
-    for level in self.levels:
-      if self.groups and level.channels % self.groups:
-        raise ValueError(f"{self.groups} groups do not divide {level.channels} channels")
-      attends = level.attention != "none" or self.temporal == "attention"
-      if attends and level.channels % self.head_size:
-        raise ValueError(f"heads of {self.head_size} do not divide {level.channels} channels")
+    check_widths(self.levels, groups=self.groups, head_size=self.head_size, temporal=self.temporal)
 
   def _embedding(self, level, words, text_mask, segments, low_level, guidance) -> jax.Array:
     e, (b, k, length, d) = self.embedding_width, words.shape

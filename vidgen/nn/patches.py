@@ -30,3 +30,17 @@ def unpatchify(x: Float[Array, "b s p"], *, grid: Grid, patch: Grid) -> Float[Ar
   """The inverse of `patchify`; `grid` is the number of patches along t, h and w."""
   (t, h, w), (i, j, k) = grid, patch
   return rearrange(x, "b (t h w) (x y z c) -> b (t x) (h y) (w z) c", t=t, h=h, w=w, x=i, y=j, z=k)
+
+
+def folded(x: Float[Array, "b t h w c"], patch: int) -> Float[Array, "b t _ _ _"]:
+  """Each square of `patch` x `patch` pixels as the channels of one position."""
+  b, t, h, w, c = x.shape
+  x = x.reshape(b, t, h // patch, patch, w // patch, patch, c).transpose(0, 1, 2, 4, 3, 5, 6)
+  return x.reshape(b, t, h // patch, w // patch, patch * patch * c)
+
+
+def unfolded(x: Float[Array, "b t h w _"], patch: int) -> Float[Array, "b t _ _ c"]:
+  """The pixels of what `folded` made."""
+  b, t, h, w, c = x.shape
+  x = x.reshape(b, t, h, w, patch, patch, c // patch**2).transpose(0, 1, 2, 4, 3, 5, 6)
+  return x.reshape(b, t, h * patch, w * patch, c // patch**2)

@@ -18,6 +18,35 @@ class BatchShape:
   width: int
 
 
+class Packing:
+  """Of a row that may hold `images` independent images behind the frames of its clip.
+
+  With images, or with `captions`, a row has that many captions (0: one and one an image), and the
+  caption of frame f is that of the number of its segment.
+  """
+
+  images: int
+  captions: int
+
+  @property
+  def packed(self) -> bool:
+    """Whether rows say which frames belong together, and have a slot for each caption."""
+    return bool(self.images or self.captions)
+
+  @property
+  def slots(self) -> int:
+    """The captions that a packed row has room for."""
+    return self.captions or 1 + self.images
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedShape(Packing, BatchShape):
+  """A batch shape of such rows."""
+
+  images: int = 0
+  captions: int = 0
+
+
 @dataclasses.dataclass(frozen=True)
 class LatentConfig:
   """What an autoencoder makes of a clip: `channels`, and the stride in time and in space."""

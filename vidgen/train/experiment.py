@@ -46,9 +46,9 @@ class OptimizerConfig:
   learning_rate is the peak; decay and its fields are described in `optimizer.learning_rate`.
   weight_decay is decoupled, times the learning rate, on matrices only. b1, b2 and eps are Adam's;
   momentum is Muon's. At each step of restarts the schedule begins anew, to end at the next of them.
-  groups maps a regex to a multiplier of the learning rate (the first that
-  matches counts); frozen lists regexes of parameters that do not train; vectors those of tables
-  that are no matrices, whatever their shape: no decay, no orthogonalisation.
+  groups maps a regex to a multiplier of the learning rate (the first that matches counts); frozen
+  lists regexes of parameters that do not train; vectors those of tables that are no matrices,
+  whatever their shape: no decay, no orthogonalisation.
   """
 
   name: Literal["adamw", "adafactor", "muon"] = "adamw"

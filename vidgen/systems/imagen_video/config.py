@@ -5,35 +5,13 @@ from typing import Literal
 
 from vidgen.diffusion.gaussian import Weight
 from vidgen.errors import ConfigError
-from vidgen.models.video_unet import Level
+from vidgen.models.video_unet import Level, check_widths
 from vidgen.nn.remat import RematPolicy
 from vidgen.systems.imagen_video.distillation import Distillation
 from vidgen.systems.imagen_video.resolution import Resolution, Role, shape_text
-from vidgen.systems.shapes import BatchShape, check_shapes
+from vidgen.systems.shapes import BatchShape, PackedShape, check_shapes
 from vidgen.systems.stage import SampleSettings
 from vidgen.systems.text import ByteTextConfig, TextStream, check_text
-
-
-@dataclasses.dataclass(frozen=True)
-class PackedShape(BatchShape):
-  """A batch shape, where a row may hold `images` independent images behind the clip's frames.
-
-  With images, or with `captions`, a row has that many captions (0: one and one an image), and the
-  caption of frame f is that of the number of its segment.
-  """
-
-  images: int = 0
-  captions: int = 0
-
-  @property
-  def packed(self) -> bool:
-    """Whether the batch says which frames belong together."""
-    return bool(self.images or self.captions)
-
-  @property
-  def slots(self) -> int:
-    """Captions in a row."""
-    return self.captions or 1 + self.images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +35,7 @@ class UNetConfig:
   def __post_init__(self):
     if not self.levels:
       raise ValueError("levels must not be empty")
-    for level in self.levels:
-      if self.groups and level.channels % self.groups:
-        raise ValueError(f"{self.groups} groups do not divide {level.channels} channels")
-      attends = level.attention != "none" or self.temporal == "attention"
-      if attends and level.channels % self.head_size:
-        raise ValueError(f"heads of {self.head_size} do not divide {level.channels} channels")
+    check_widths(self.levels, groups=self.groups, head_size=self.head_size, temporal=self.temporal)
 
 
 @dataclasses.dataclass(frozen=True)

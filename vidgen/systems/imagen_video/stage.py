@@ -214,13 +214,16 @@ class ImagenVideoStage:
     def student(z: Array, level: LogSNR, scale: Array) -> Array:
       return self._velocity(network, z, level, {**conditions, "guidance": scale})
 
-    def guided(z: Array, level: LogSNR, scale: Array) -> Array:
-      off = jnp.ones_like(scale)
-      given = self._velocity(network, z, level, {**conditions, "guidance": off})
-      free = self._velocity(network, z, level, {**null, "guidance": off})
-      return free + scale[:, None, None, None, None] * (given - free)
+    def both(z: Array, level: LogSNR, scale: Array) -> Array:
+      off = {"guidance": jnp.ones_like(scale)}
+      return guided(
+        lambda z, level, conditions: self._velocity(network, z, level, conditions),
+        conditional=conditions | off,
+        null=null | off,
+        scale=scale,
+      )(z, level)
 
-    return Teacher(guided=guided, student=student)
+    return Teacher(guided=both, student=student)
 
   def sample(
     self, params: Params, inputs: Batch, rng: Key[Array, " b"], settings: SampleSettings
