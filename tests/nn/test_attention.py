@@ -207,6 +207,17 @@ def test_a_bias_of_other_heads_is_refused():
     attention(q, k, v, bias=jnp.zeros((2, 13, 13)))
 
 
+def test_values_of_another_size_than_keys_go_with_a_bias_only():
+  q, k, v = arrays(13, 13)
+  wide = jnp.concatenate([v, v[..., :3]], axis=-1)
+  zero = jnp.zeros((1, 13, 13))
+  got = attention(q, k, wide, bias=zero)
+  equal(got[..., :8], attention(q, k, v))
+  equal(got[..., 8:], got[..., :3])
+  with pytest.raises(ValueError, match="values of 11 for keys of 8 go with a bias only"):
+    attention(q, k, wide)
+
+
 def test_ulysses_needs_heads_that_divide():
   q, k, v = arrays(16, 16)
   config = AttentionConfig(sequence="ulysses")

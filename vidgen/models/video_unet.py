@@ -435,7 +435,9 @@ def unet_flops(
           total += at * (4 if attention == "self" else 2) * c * c + 2 * at * seen * c
           total += 2 * words * network.text_width * c
       if network.temporal == "attention":
-        total += level.blocks * (4 * at * c * c + 2 * at * frames * c)
+        heads = c // network.head_size  # whose weights come out beside the values
+        scores = 3 * at * frames * c + at * frames * frames * heads
+        total += level.blocks * (4 * at * c * c + scores)
       elif network.temporal == "convolution":
         total += level.blocks * 3 * at * c * c
     inputs = c

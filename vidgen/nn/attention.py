@@ -75,14 +75,14 @@ def attention_choices(config: AttentionConfig, *, platform: str) -> Iterator[Cho
 def attention(
   q: Float[Array, "b s n k"],
   k: Float[Array, "b l n k"],
-  v: Float[Array, "b l n k"],
+  v: Float[Array, "b l n v"],
   *,
   mask: Bool[Array, "b l"] | None = None,
   ids: tuple[Int[Array, "b s"], Int[Array, "b l"]] | None = None,
   key_axis: str | None = None,
   bias: Float[Array, "_ s l"] | None = None,
   scale: float | None = None,
-) -> Float[Array, "b s n k"]:
+) -> Float[Array, "b s n v"]:
   """softmax(q k^T / sqrt(k)) v, bidirectional; scores and softmax are float32.
 
   `mask` is True for the keys to attend to; with `ids`, segments of the queries and of the keys, a
@@ -93,12 +93,16 @@ def attention(
 
   `bias`, [n or 1, s, l], is added to the scores: relative positions, or a causal mask by values of
   -inf or near it. Such scores are computed by einsum, and over gathered keys, whatever the context
-  asks for: text is short. `scale` takes the place of 1 / sqrt(k).
+  asks for: text is short. `scale` takes the place of 1 / sqrt(k). With a bias, values may be of
+  another size than keys.
 
   Raises:
     ConfigError: the method that the context asks for cannot do this shape.
-    ValueError: the bias is neither for one head nor for all.
+    ValueError: the bias is neither for one head nor for all; or without one values and keys are of
+      two sizes, which no kernel takes.
   """
+  if bias is None and v.shape[3] != k.shape[3]:
+    raise ValueError(f"values of {v.shape[3]} for keys of {k.shape[3]} go with a bias only")
   if bias is not None and bias.shape[0] not in (1, q.shape[2]):
     raise ValueError(f"a bias for {bias.shape[0]} heads, but there are {q.shape[2]}")
   if scale is not None and bias is None:  # the kernels divide by sqrt(k)

@@ -17,9 +17,9 @@ from vidgen.nn.attention import attention
 from vidgen.nn.linear import Linear
 from vidgen.nn.norm import GroupNorm, RMSNorm
 from vidgen.nn.partition import constrain
-from vidgen.nn.relative_positions import RelativePositions
+from vidgen.nn.relative_positions import RelativePositions, relative_buckets
 from vidgen.nn.remat import checkpoint_name
-from vidgen.nn.weights import Initializer, weight, zeros
+from vidgen.nn.weights import Initializer, normal, weight, zeros
 
 FRAMES = ("batch", "frames", "rows", None, None)  # axes of a video in a network
 STREAM = ("batch", "tokens", None)  # axes of tokens
@@ -106,8 +106,10 @@ class FrameAttention(nn.Module):
 class ClipAttention(nn.Module):
   """x + attention of each position to its own at the other frames of the clip, behind a norm.
 
-  Scores have a learned number a head for each distance between frames, and nothing knows a frame's
-  place in the row. Fresh, the layer adds nothing; of an image, it is a linear map.
+  Each distance between frames has a learned number a head, added to the scores, and a learned
+  vector, added to the values, as relative positions have in both places (Shaw et al., 2018): from
+  scores alone, whose weights add up to 1, the network hardly learns which way time goes. Nothing
+  knows a frame's place in the row. Fresh, the layer adds nothing; of an image, it is a linear map.
   """
 
   heads: int
@@ -129,10 +131,22 @@ class ClipAttention(nn.Module):
     )
     bias = RelativePositions(self.heads, BUCKETS, FARTHEST, name="positions")(t, t)
     ids = jnp.repeat(segments, h * w, axis=0)
-    y = attention(q, k, v, ids=(ids, ids), bias=bias)
+    # Values with the number of their frame behind them: what comes out has the weights there.
+    numbers = jnp.broadcast_to(jnp.eye(t, dtype=v.dtype)[:, None], (*v.shape[:3], t))
+    y = attention(q, k, jnp.concatenate([v, numbers], axis=-1), ids=(ids, ids), bias=bias)
+    y, weights = jnp.split(y, [v.shape[-1]], axis=-1)
+    y = y + jnp.einsum("bsnl,slnk->bsnk", weights, self._vectors(t, c).astype(y.dtype))
     y = y.reshape(b, h, w, t, c).transpose(0, 3, 1, 2, 4)
     out = Linear(c, axes=("embed_out", "embed"), use_bias=False, init=zeros, name="out")
     return x + checkpoint_name(out(y), "self_attention")
+
+  def _vectors(self, t: int, c: int) -> Float[Array, "t t n k"]:
+    """What is added to the value of each frame for each that attends to it; nothing for its own."""
+    shape, axes = [BUCKETS, c], [None, "embed_out"]
+    table = weight(self, "value_table", shape=shape, axes=axes, init=normal(1.0))
+    index = relative_buckets(t, t, buckets=BUCKETS, max_distance=FARTHEST)
+    vectors = jnp.where(index[..., None] == 0, 0.0, table[index])
+    return vectors.reshape(t, t, self.heads, c // self.heads)
 
 
 class ClipConvolution(nn.Module):
