@@ -22,6 +22,7 @@ HAVE = {
   "tpu": importlib.util.find_spec("libtpu") is not None,
   "gpu": importlib.util.find_spec("jax_cuda12_plugin") is not None,
 }
+PATIENCE = 300  # seconds of compiling, of a plan that is made again
 RECORDED = sorted(ROOT.glob("configs/*/*.plans.json"))
 SMALL = [
   "--config", "configs/movie_gen/t2v_256.py:1b", "--config.stage.fields.layers=2",
@@ -105,7 +106,8 @@ def test_a_sweep_ranks_what_fits(tmp_path):
 
 
 def test_recorded_plans_are_still_what_they_were():
-  """A TPU plan and a GPU plan, others every day; `make plans` writes all anew."""
+  """A TPU plan and a GPU plan, others every day, of those that compile within minutes; `make plans`
+  writes all anew."""
   day = datetime.date.today().toordinal()
   for kind in ("tpu", "gpu"):
     entries = [
@@ -113,6 +115,7 @@ def test_recorded_plans_are_still_what_they_were():
       for path in RECORDED
       for index, entry in enumerate(read_entries(path))
       if (kind == "tpu") == entry["topology"].lstrip("0123456789*").startswith("v")
+      and entry["plan"]["compile_seconds"] <= PATIENCE
     ]
     assert entries
     if not HAVE[kind]:

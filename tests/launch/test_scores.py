@@ -1,4 +1,4 @@
-"""The small chain's script: its overrides, its book of steps, and a chain of two steps a stage."""
+"""The small chains' scripts: overrides, the book of steps, and chains of two steps a stage."""
 
 import json
 import subprocess
@@ -67,3 +67,33 @@ def test_the_chain_runs_to_its_tables(tmp_path):
   assert set(results["errors"]) == {"video", "video_32", "image", "image_128"}
   assert results["fvd"]["weights"] == "random" and "no FVD" in done.stdout
   assert set(results["fvd"]["values"]) == {"reconstructions", "high"}
+
+
+@pytest.mark.soak
+def test_imagen_videos_seven_models_and_their_students_run_to_the_tables(tmp_path):
+  models = ("base", "tsr1", "ssr1", "ssr2", "tsr2", "tsr3", "ssr3")
+  words = []
+  for name in (*models, "base_video"):
+    words += [f"--{name}.config.train.steps=2", f"--{name}.config.sample.steps=4"]
+  for name in models:
+    rounds = f"--{name}_distilled.config.stage.fields.distillation"
+    words += [f"{rounds}.guidance_steps=1", f"{rounds}.round_steps=1", f"{rounds}.start=16"]
+    train = f"--{name}_distilled.config.train"
+    words += [f"{train}.steps=2", f"{train}.optimizer.restarts=(1,)"]
+  small = [
+    f"--{name}.config.train.batch_size=2"
+    for name in (*models, "base_video", *(f"{name}_distilled" for name in models))
+  ]
+  script, few = SCRIPT.with_name("scores_imagen_video.py"), ("--count", 64, "--samples", 2)
+  done = subprocess.run(
+    [sys.executable, script, "--out", tmp_path, *map(str, few), *words, *small],
+    capture_output=True, text=True, timeout=7200, check=False, cwd=ROOT,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stdout + done.stderr
+  results = json.loads((tmp_path / "scores.json").read_text())
+  cascades = ("teachers", "distilled", "joint_base", "clips_alone")
+  assert set(results["evaluations"]) == set(results["seconds_of_sampling"]) == set(cascades)
+  readable = {name.split()[1].removesuffix("_distilled") for name in results["probe"]}
+  assert readable == {"ssr2", "tsr2", "tsr3", "ssr3"}
+  assert set(results["held_out_loss"]) == {"base", "base_video"}
+  assert set(results["gap"]) == {f"{name}_distilled" for name in models}

@@ -56,9 +56,14 @@ def test_convolution_over_time_is_the_same_by_either_way(kernel, strides, paddin
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("padding", ["SAME", "VALID", [(0, 1), (2, 0)]], ids=str)
-@pytest.mark.parametrize("kernel, strides", [((3, 3), (1, 1)), ((5, 2), (2, 3)), ((1, 1), (2, 2))])
-def test_gradients_over_the_plane_are_those_of_xlas_convolution(kernel, strides, padding, dtype):
-  x, w = random(3, 8, 7, 5).astype(dtype), random(*kernel, 5, 4).astype(dtype)
+@pytest.mark.parametrize("outputs", [4, 6], ids="{} of 5 channels".format)
+@pytest.mark.parametrize(
+  "kernel, strides", [((3, 3), (1, 1)), ((2, 3), (1, 1)), ((5, 2), (2, 3)), ((1, 1), (2, 2))]
+)
+def test_gradients_over_the_plane_are_those_of_xlas_convolution(
+  kernel, strides, outputs, padding, dtype
+):
+  x, w = random(3, 8, 7, 5).astype(dtype), random(*kernel, 5, outputs).astype(dtype)
   around = tuple(pads(x.shape[1:-1], window=kernel, strides=strides, padding=padding))
 
   @functools.partial(jax.jit, static_argnums=0)

@@ -112,21 +112,35 @@ _plane.defvjp(_plane_forward, _plane_backward)
 
 
 def _kernel_gradient(x, g, shape, strides, around):
-  """The gradient [h, w, i, o] of a kernel: one matrix product over all positions."""
+  """The gradient [h, w, i, o] of a kernel: one matrix product over all positions, of float32.
+
+  Side by side are the windows of whichever of the two has fewer channels. A product over all
+  positions transposes its first operand, which is why the windows are the second.
+  """
+  rows, columns, inputs, outputs = shape
+  sides = ((rows, around[0]), (columns, around[1]))
+  back = [tuple(size - 1 - pad for pad in both) for size, both in sides]
+  sum_over = functools.partial(jnp.einsum, "bhwk,bhwn->kn", precision=lax.Precision.HIGHEST)
+  dtype, (x, g) = x.dtype, (a.astype(jnp.float32) for a in (x, g))
+  if strides == (1, 1) and outputs <= inputs and min(map(min, back)) >= 0:
+    # Of the output, whose window about an input ends at the kernel's first tap.
+    found = sum_over(x, _windows(g, shape[:2], x.shape[1:3], strides, back))
+    found = found.reshape(inputs, rows, columns, outputs)[:, ::-1, ::-1].transpose(1, 2, 0, 3)
+  else:
+    found = sum_over(g, _windows(x, shape[:2], g.shape[1:3], strides, around)).T.reshape(shape)
+  return found.astype(dtype)
+
+
+def _windows(x, sizes, places, strides, around):
+  """All taps of every place side by side as channels, [b, *places, taps times channels]."""
   x = jnp.pad(x, [(0, 0), *around, (0, 0)])
-  rows, columns = (range(s) for s in shape[:2])
-  last = [(size - 1) * stride + 1 for size, stride in zip(g.shape[1:3], strides, strict=True)]
-  windows = [
-    x[:, i : i + last[0] : strides[0], j : j + last[1] : strides[1]] for i in rows for j in columns
+  last = [(place - 1) * stride + 1 for place, stride in zip(places, strides, strict=True)]
+  taps = [
+    x[:, i : i + last[0] : strides[0], j : j + last[1] : strides[1]]
+    for i in range(sizes[0])
+    for j in range(sizes[1])
   ]
-  found: jax.Array = jnp.einsum(
-    "bhwi,bhwo->io",
-    jnp.concatenate(windows, axis=-1),
-    g,
-    precision=lax.Precision.HIGHEST,
-    preferred_element_type=jnp.float32,
-  )
-  return found.reshape(shape).astype(x.dtype)
+  return jnp.concatenate(taps, axis=-1)
 
 
 def _taps_as_channels(x, kernel, strides, around):
