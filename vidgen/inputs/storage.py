@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import os
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
@@ -113,8 +114,8 @@ class _Descriptor:
   """An open file, closed when the last thread has let go of it: its number may be given away."""
 
   def __init__(self, path: Path):
-    self._number = -1
     self._number = os.open(path, os.O_RDONLY)
+    weakref.finalize(self, os.close, self._number)
 
   def read(self, offset: int, size: int) -> bytes:
     parts = []
@@ -122,10 +123,6 @@ class _Descriptor:
       parts.append(part)
       offset, size = offset + len(part), size - len(part)
     return b"".join(parts)
-
-  def __del__(self):
-    if self._number >= 0:
-      os.close(self._number)
 
 
 def digest_ends(path: Path) -> str:
