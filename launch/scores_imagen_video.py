@@ -35,7 +35,7 @@ CONFIGS = {
   for name, config in (CASCADE | STUDENTS | {CLIPS_ALONE: "base.py:tiny.video"}).items()
 }
 READABLE = 16  # pixels of a side, that the probe needs
-HELD_OUT_BATCHES = 8
+HELD_OUT_BATCHES, SAMPLED_AT_ONCE = 8, 8
 
 
 def main() -> None:
@@ -62,10 +62,11 @@ def main() -> None:
     "joint_base": ["base", *students[1:]],
     "clips_alone": [CLIPS_ALONE, *students[1:]],
   }
-  results: dict[str, Any] = {"probe": {}, "seconds_of_sampling": {}}
+  results: dict[str, Any] = {"probe": {}, "seconds_a_clip": {}}
   for name, runs in cascades.items():
-    results["probe"] |= sampled(chain, name, runs, data=data, count=args.samples)
-    results["seconds_of_sampling"][name] = chain.book[f"sample {name}"]["seconds"]
+    probe, seconds = sampled(chain, name, runs, data=data, count=args.samples)
+    results["probe"] |= probe
+    results["seconds_a_clip"][name] = seconds
   results["evaluations"] = {n: evaluations(chain.out, cascades[n]) for n in cascades}
   results["held_out_loss"] = losses_of_clips(chain, ("base", CLIPS_ALONE))
   results["gap"] = {name: held_out(chain.out / name, "gap") for name in STUDENTS}
@@ -77,20 +78,26 @@ def main() -> None:
 
 def sampled(
   chain: Chain, name: str, runs: Sequence[str], *, data: Path, count: int
-) -> dict[str, dict[str, float]]:
-  """Takes held-out captions through the runs; what the probe reads, by cascade and stage."""
-  out = chain.out / "samples" / name
+) -> tuple[dict[str, dict[str, float]], dict[str, float | None]]:
+  """Takes held-out captions through the runs.
+
+  Returns what the probe reads, by cascade and stage, and seconds of the networks, by run.
+  """
+  out, summary = chain.out / "samples" / name, chain.out / "samples" / f"{name}.json"
   chain.once(
     f"sample {name}", "cascade", "--runs", *(chain.out / run for run in runs), "--out", out,
     "--prompts", data / "prompts" / "held_out.jsonl", "--count", str(count),
+    "--batch-size", str(SAMPLED_AT_ONCE), "--json", summary,
   )  # fmt: skip
+  stages = json.loads(summary.read_text())["stages"]
+  seconds = {stage["name"]: stage["seconds_per_clip"] for stage in stages}
   found = {}
   for number, run in enumerate(runs):
     folder = out / f"{number}_{run}"
     record = json.loads((folder / "samples.jsonl").read_text().splitlines()[0])
     if min(record["height"], record["width"]) >= READABLE:
       found[f"{name} {run}"] = chain.score(folder, data, "shapes_probe")["accuracy"]
-  return found
+  return found, seconds
 
 
 def evaluations(out: Path, runs: Sequence[str]) -> int:
@@ -139,9 +146,11 @@ def held_out(run: Path, name: str) -> float:
 
 def print_times(results: dict[str, Any]) -> None:
   """Evaluations and seconds of each cascade, what was trained on beside clips, and the time."""
-  print("\n| cascade | network evaluations a clip | seconds |\n| --- | --- | --- |")
+  print("\n| cascade | network evaluations a clip | seconds a clip |\n| --- | --- | --- |")
   for name, count in results["evaluations"].items():
-    print(f"| {name} | {count} | {results['seconds_of_sampling'][name]:.0f} |")
+    seconds = list(results["seconds_a_clip"][name].values())  # none of clips made in one batch
+    total = f"{sum(seconds):.2f}" if None not in seconds else ""
+    print(f"| {name} | {count} | {total} |")
   print("\n| base model | held-out loss |\n| --- | --- |")
   for name, loss in results["held_out_loss"].items():
     print(f"| {name} | {loss:.4f} |")

@@ -208,6 +208,12 @@ def test_a_cascade_that_was_killed_resumes_where_it_was(whole, tmp_path, monkeyp
   assert contents(tmp_path) == contents(whole)
 
 
+def test_seconds_are_of_batches_after_the_first(tmp_path):
+  made = Chain(batch_sizes=(5, 3, 1)).run(tmp_path)
+  assert made[0].seconds_per_clip is None
+  assert made[1].seconds_per_clip > 0 and made[2].seconds_per_clip > 0
+
+
 def test_what_is_complete_is_not_loaded_again(whole, tmp_path):
   Chain().run(tmp_path)
   again = Chain()

@@ -92,7 +92,7 @@ def test_imagen_videos_seven_models_and_their_students_run_to_the_tables(tmp_pat
   assert done.returncode == 0, done.stdout + done.stderr
   results = json.loads((tmp_path / "scores.json").read_text())
   cascades = ("teachers", "distilled", "joint_base", "clips_alone")
-  assert set(results["evaluations"]) == set(results["seconds_of_sampling"]) == set(cascades)
+  assert set(results["evaluations"]) == set(results["seconds_a_clip"]) == set(cascades)
   readable = {name.split()[1].removesuffix("_distilled") for name in results["probe"]}
   assert readable == {"ssr2", "tsr2", "tsr3", "ssr3"}
   assert set(results["held_out_loss"]) == {"base", "base_video"}

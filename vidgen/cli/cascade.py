@@ -88,7 +88,8 @@ def run(args: argparse.Namespace) -> int:
     {
       "name": link.name, "out": str(each.directory), "frames": each.records[0].frames,
       "height": each.records[0].height, "width": each.records[0].width, "fps": link.fps,
-      "reused": each.reused, "cut": each.cut, "step": one.step,
+      "reused": each.reused, "cut": each.cut, "seconds_per_clip": each.seconds_per_clip,
+      "step": one.step,
       "settings": dataclasses.asdict(each.records[0].settings),
       "config_digest": one.config_digest, "params_digest": one.params_digest,
     }
@@ -109,6 +110,7 @@ def _line(stage: dict[str, Any], *, count: int) -> str:
   size = f"{stage['frames']} x {stage['height']} x {stage['width']}"
   return (
     f"{count} samples of {size} at {stage['fps']:g} fps in {stage['out']}"
+    + ("" if stage["seconds_per_clip"] is None else f"; {stage['seconds_per_clip']:.3g} s a clip")
     + (f"; {stage['reused']} had their latents already" if stage["reused"] else "")
     + (f"; {stage['cut']} prompts were longer than the model reads" if stage["cut"] else "")
   )

@@ -10,6 +10,7 @@ complete are not loaded, up to the first that is not.
 """
 
 import dataclasses
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -68,12 +69,17 @@ class Link:
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-  """What a stage made: its records, how many clips were there already, how many texts were cut."""
+  """What a stage made: its records, how many clips were there already, how many texts were cut.
+
+  seconds_per_clip: of the network, in this run, by batches after the first, which is compiled for;
+  None where there were none.
+  """
 
   directory: Path
   records: tuple[SampleRecord, ...]
   reused: int
   cut: int
+  seconds_per_clip: float | None
 
 
 def check_chain(links: Sequence[Link]) -> None:
@@ -194,6 +200,7 @@ class _StageRun:
     self._prompts, self._before = prompts, before
     self._folder = files.SampleFolder(directory)
     self._reused = 0
+    self._seconds: list[float] = []  # of every batch, a clip
     self._given = _given(before is not None)
 
   @property
@@ -209,7 +216,9 @@ class _StageRun:
   def made(self) -> Made:
     """What there is when all is done."""
     records = tuple(self._folder.records)
-    return Made(self.directory, records, self._reused, sum(r.cut for r in records))
+    cut, warm = sum(r.cut for r in records), self._seconds[1:]
+    seconds = sum(warm) / len(warm) if warm else None
+    return Made(self.directory, records, self._reused, cut, seconds)
 
   def ready(self, batch_size: int) -> bool:
     """Whether there is a next batch, and all that it is made from."""
@@ -279,7 +288,9 @@ class _StageRun:
       low = [files.read_latents(self._before.directory, o.index) for o in origins]
       inputs[LOW] = np.stack([np.clip(clip, -1, 1) for clip in low])
     index = np.array([origin.index for origin in origins], np.uint32)
+    begin = time.perf_counter()
     made = network.sampler.latents(inputs, index)
+    self._seconds.append((time.perf_counter() - begin) / network.sampler.batch_size)
     for i in missing:
       if i not in hashes:
         clip = made[i - batch[0]]
