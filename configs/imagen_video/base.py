@@ -123,6 +123,7 @@ def tiny(*, images: bool) -> dict:
           "head_size": 32,
           "groups": 0,
           "residual": "plain",
+          "places": True,
           "scan": False,
         },
         "sampler": {"method": "ddim"},

@@ -28,6 +28,10 @@ EFFICIENT: Any = SR.clone(
   levels=(Level(8, 1, stride=2), Level(8, 1, stride=2, attention="cross")), low_channels=3
 )
 MIXING = pytest.mark.parametrize("network", [SR, BASE], ids=["convolution", "attention"])
+PLACES: Any = BASE.clone(places=True)
+PACKED = pytest.mark.parametrize(
+  "network", [SR, BASE, PLACES], ids=["convolution", "attention", "places"]
+)
 PACK, BOTH = (0, 1, 2, 3, 4), (0, 0, 0, 1, 2)  # five images; a clip of three, and two
 
 
@@ -126,7 +130,7 @@ def test_v2_without_its_layers_over_time_every_frame_is_an_image(network):
   assert np.abs(call(network, given) - alone.swapaxes(0, 1)).max() > 1e-2
 
 
-@MIXING
+@PACKED
 @pytest.mark.parametrize("captions", [1, 5])
 def test_v3_nothing_passes_between_clips_and_images_of_a_row(network, captions):
   given = inputs(network, captions=captions)
@@ -138,7 +142,7 @@ def test_v3_nothing_passes_between_clips_and_images_of_a_row(network, captions):
       assert changed(call(network, other, segments=segments), before) == same_clip
 
 
-@MIXING
+@PACKED
 def test_v3_an_image_is_the_same_alone_and_beside_others_and_so_is_a_clip(network):
   given = inputs(network)
   both = call(network, given, segments=BOTH)
@@ -148,12 +152,22 @@ def test_v3_an_image_is_the_same_alone_and_beside_others_and_so_is_a_clip(networ
   close(call(network, part(4, 5), segments=(7,)), both[:, 4:])
 
 
-@MIXING
+@PACKED
 def test_where_in_the_row_a_clip_is_does_not_matter(network):
   given = inputs(network)
   moved = given | {name: jnp.roll(given[name], 2, axis=1) for name in ("z", "level")}
   found = call(network, moved, segments=(1, 2, 0, 0, 0))
   close(found, np.roll(call(network, given, segments=BOTH), 2, axis=1))
+
+
+def test_frames_that_are_told_their_places_differ_by_them_alone():
+  """All frames hold the same: an image's place is a clip's first."""
+  network = PLAIN.clone(places=True)
+  given = inputs(network)
+  given |= {n: jnp.broadcast_to(given[n][:, :1], given[n].shape) for n in ("z", "level")}
+  first, second, third, *images = call(network, given, segments=BOTH)[0]
+  assert (first != second).any() and (second != third).any()
+  np.testing.assert_array_equal(images, [first, first])
 
 
 def test_clips_and_images_take_one_compiled_program():
@@ -433,7 +447,7 @@ def test_bfloat16_is_close_and_returns_float32():
 @pytest.mark.parametrize(
   "options",
   [
-    {"temporal": "attention"},
+    {"temporal": "attention", "places": True},
     {"levels": (Level(48, 1), Level(64, 2, 1, "self", "each")), "patch": 2, "low_channels": 3},
     {"levels": (Level(32, 2, stride=2), Level(64, 1, 4, "cross")), "guidance": True, "stem": 48},
   ],

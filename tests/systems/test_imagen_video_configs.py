@@ -22,8 +22,8 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "imagen_video"
 # Parameters of each teacher, the text encoder of the tiny ones among them.
 PARAMETERS = {
   "base:full": 5_608_194_179,
-  "base:tiny": 2_396_739,
-  "base:tiny.video": 2_396_739,
+  "base:tiny": 2_495_043,
+  "base:tiny.video": 2_495_043,
   "tsr:1": 1_696_460_035,
   "tsr:2": 811_771_395,
   "tsr:3": 616_167_427,

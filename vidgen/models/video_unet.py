@@ -174,7 +174,8 @@ class VideoUNet(nn.Module):
 
   Noise levels, and with `guidance` the guidance scale, become a vector of `embedding` values (None:
   four times the outermost channels), to which the text adds what a learned query attends to.
-  Nothing knows where in the picture or the row it is. `low_channels` are of a video on the same
+  Nothing knows where in the picture or the row it is; with `places` a frame's number in its own
+  clip, from 0, enters the embedding. `low_channels` are of a video on the same
   grid to generate from. `stem` is the width of the first convolution (None: the outermost
   channels). `patch` x `patch` pixels are the channels of one position.
 
@@ -185,8 +186,8 @@ class VideoUNet(nn.Module):
   parameters are stacked: for the compiler's sake.
 
   Not in the paper: all widths and depths, head sizes, patches, norms of a position, where in
-  a block the embedding enters (Imagen's base model scales and shifts, the way of ADM), and the
-  distance over which temporal attention tells frames apart.
+  a block the embedding enters (Imagen's base model scales and shifts, the way of ADM), `places`,
+  and the distance over which temporal attention tells frames apart.
   """
 
   levels: Sequence[Level]
@@ -194,6 +195,7 @@ class VideoUNet(nn.Module):
   temporal: Mixing = "convolution"
   low_channels: int = 0
   guidance: bool = False
+  places: bool = False
   channels: int = 3
   stem: int | None = None
   embedding: int | None = None
@@ -304,6 +306,11 @@ class VideoUNet(nn.Module):
       y = timestep_embedding(guidance, width=SINUSOIDS, scale=GUIDANCE_SCALE)
       y = Linear(e, axes=(None, "embed"), use_bias=False, init=zeros, name="guidance_scale")(y)
       total = total + y[:, None]
+    if self.places:
+      place = places_of(segments).astype(jnp.float32).reshape(-1)
+      y = timestep_embedding(place, width=SINUSOIDS, scale=1.0)
+      y = Linear(e, axes=(None, "embed"), use_bias=False, name="place")(y)
+      total = total + constrain(y.reshape(b, -1, e), axes=EMBEDDING)
     heads = max(1, e // self.head_size)
     query = weight(self, "text_query", shape=[1, e], axes=[None, "embed"], init=normal(1.0))
     query = jnp.broadcast_to(query.astype(words.dtype), (b * k, 1, e))
@@ -361,6 +368,13 @@ class VideoUNet(nn.Module):
       yield blocks[0], len(blocks), attentions[blocks[0]]
 
 
+def places_of(segments: Int[Array, "b t"]) -> Int[Array, "b t"]:
+  """The number of each frame in its own clip, from 0."""
+  index = jnp.arange(segments.shape[1])
+  begins = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+  return index - jax.lax.cummax(jnp.where(begins, index, 0), axis=1)
+
+
 def enlarged(x: Float[Array, "b t h w c"], *, times: int) -> Float[Array, "b t _ _ c"]:
   """Every pixel so many times along each side."""
   b, t, h, w, c = x.shape
@@ -412,7 +426,7 @@ def unet_flops(
   total = 9 * (network.channels + network.low_channels) * values * stem * frames * h * w
   total += 9 * stem * network.channels * values * frames * h * w
   total += (2 if network.low_channels else 1) * frames * (SINUSOIDS * e + e * e)
-  total += SINUSOIDS * e if network.guidance else 0
+  total += SINUSOIDS * e * ((1 if network.guidance else 0) + (frames if network.places else 0))
   total += captions * 2 * e * e + 2 * words * network.text_width * e + 2 * words * e
   inputs = stem
   for i, level in enumerate(network.levels):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from vidgen.nn.weights import normal, weight
+from vidgen.nn.weights import Initializer, normal, weight
 
 
 def relative_buckets(
@@ -31,16 +31,17 @@ def relative_buckets(
 
 
 class RelativePositions(nn.Module):
-  """The table [buckets, heads] and what it adds to the scores."""
+  """The table [buckets, heads] and what it adds to the scores; `init` is the table's."""
 
   heads: int
   buckets: int = 32
   max_distance: int = 128
+  init: Initializer = normal(0.02)
 
   @nn.compact
   def __call__(self, queries: int, keys: int) -> Float[Array, "n s l"]:
     """The bias of every head, query and key, float32."""
     shape = [self.buckets, self.heads]
-    table = weight(self, "table", shape=shape, axes=[None, "heads"], init=normal(0.02))
+    table = weight(self, "table", shape=shape, axes=[None, "heads"], init=self.init)
     index = relative_buckets(queries, keys, buckets=self.buckets, max_distance=self.max_distance)
     return jnp.moveaxis(table[index], -1, 0)

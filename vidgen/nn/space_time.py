@@ -26,6 +26,7 @@ STREAM = ("batch", "tokens", None)  # axes of tokens
 KEYS = ("batch", None, "heads", None)  # and of keys that every device has
 # Every distance up to 15 frames has a number of its own, longer ones share up to 128.
 BUCKETS, FARTHEST = 64, 128
+SPREAD = 2.0  # of fresh scores: each head begins with a few distances of its own
 
 
 def normalised(
@@ -129,7 +130,8 @@ class ClipAttention(nn.Module):
       )
       for n in ("query", "key", "value")
     )
-    bias = RelativePositions(self.heads, BUCKETS, FARTHEST, name="positions")(t, t)
+    positions = RelativePositions(self.heads, BUCKETS, FARTHEST, normal(SPREAD), name="positions")
+    bias = positions(t, t)
     ids = jnp.repeat(segments, h * w, axis=0)
     # Values with the number of their frame behind them: what comes out has the weights there.
     numbers = jnp.broadcast_to(jnp.eye(t, dtype=v.dtype)[:, None], (*v.shape[:3], t))

@@ -30,6 +30,7 @@ class UNetConfig:
   head_size: int = 64
   groups: int = 32
   residual: Literal["zero", "plain"] = "zero"
+  places: bool = False
   scan: bool = True
 
   def __post_init__(self):
