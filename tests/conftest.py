@@ -12,8 +12,6 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# Most of the time goes into compiling: 30% of it is saved where LLVM tries less hard.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 # XLA's threads. Eight devices on as many threads as there are cores wait for one another for ever
 # where a loop with collectives stands beside another collective (ring attention, jax 0.10.2).
 os.environ.setdefault("NPROC", "16")
