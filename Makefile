@@ -63,7 +63,7 @@ head-to-head:  ## against torch on the CPU; Python 3.11
 	.venv-oracle/bin/python -m vidgen.dist.flags .venv-oracle/bin/python benchmarks/wan.py --works train --json benchmarks/results/wan_train.json
 	.venv-oracle/bin/python -m vidgen.dist.flags .venv-oracle/bin/python benchmarks/features.py --json benchmarks/results/i3d_features.json
 	.venv-oracle/bin/python -m vidgen.dist.flags .venv-oracle/bin/python benchmarks/encoders.py --json benchmarks/results/t5_encoder.json
-	.venv-oracle/bin/python -m vidgen.dist.flags .venv-oracle/bin/python benchmarks/unet3d.py --json benchmarks/results/unet3d_train.json
+	.venv-oracle/bin/python -m vidgen.dist.flags .venv-oracle/bin/python benchmarks/unet3d.py --works train --json benchmarks/results/unet3d_train.json
 
 plans: compilers
 	for f in configs/*/*.plans.json; do $(BIN)/vidgen plan --recorded $$f || exit 1; done

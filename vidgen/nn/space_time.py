@@ -26,7 +26,9 @@ STREAM = ("batch", "tokens", None)  # axes of tokens
 KEYS = ("batch", None, "heads", None)  # and of keys that every device has
 # Every distance up to 15 frames has a number of its own, longer ones share up to 128.
 BUCKETS, FARTHEST = 64, 128
-SPREAD = 2.0  # of fresh scores: each head begins with a few distances of its own
+# Of fresh scores by distance, so that each head begins with a few distances of its own, where near
+# zero all begin as a mean over time; whether it helps was not measured.
+SPREAD = 2.0
 
 
 def normalised(
