@@ -247,7 +247,7 @@ def test_the_full_size_step_repeats_the_forward_pass_but_for_its_attention():
   Remat runs the forward pass again, and so does the gradient of `flash` run its scores: 4 passes
   and a half product of the two of attention.
   """
-  model = stage_of("30b")
+  model = stage_of("30b", remat="full")
   formula = model.flops(model.batch_spec(1))
   step = count_flops(jax.grad(lambda *x: model.loss(*x)[0]), *arguments(model, 1))
   assert 4 * formula < step.total < 4.5 * formula
